@@ -1,0 +1,128 @@
+"""What authors of suites write checks with: expectations that say what was given and what was expected.
+
+Only `CheckFailed` (raised here), `SubmissionRaised` and `SubmissionFault` (raised by calls into the submission) make a check
+FAILED. Any other exception in a check, `AssertionError` included, is our mistake and makes it BROKEN.
+"""
+
+from __future__ import annotations
+
+import math
+import reprlib
+from collections.abc import Callable, Container
+from typing import Any, NoReturn
+
+__all__ = [
+    "CheckFailed",
+    "SubmissionFault",
+    "SubmissionRaised",
+    "expect_close",
+    "expect_equal",
+    "expect_raises",
+    "expect_type",
+    "fail",
+    "show",
+]
+
+
+class CheckFailed(Exception):
+    """The submission gave something other than what the check expects."""
+
+    def __init__(self, message: str, value: str | None = None, expected: str | None = None) -> None:
+        super().__init__(message)
+        self.message = message
+        self.value = value
+        self.expected = expected
+
+
+class SubmissionRaised(Exception):
+    """The submission raised an exception. `mro` are the names of its class and bases, `lines` its student frames."""
+
+    def __init__(
+        self,
+        type_name: str,
+        mro: tuple[str, ...],
+        text: str,
+        lines: tuple[tuple[str, int, str], ...] = (),
+        name: str | None = None,
+        data: dict[str, int | float | str] | None = None,
+    ) -> None:
+        super().__init__(f"{type_name}: {text}" if text else type_name)
+        self.type_name = type_name
+        self.mro = mro
+        self.text = text
+        self.lines = lines
+        self.name = name
+        """The name that a `NameError` is about."""
+        self.data = data or {}
+        """Numbers and texts that the exception carries as attributes."""
+
+
+class SubmissionFault(Exception):
+    """The submission did not answer: out of time, out of memory, died, or sent nonsense. The text says which."""
+
+    def __init__(self, text: str, *, timeout: bool = False) -> None:
+        super().__init__(text)
+        self.timeout = timeout
+
+
+_repr = reprlib.Repr()
+_repr.maxlevel, _repr.maxstring, _repr.maxlong, _repr.maxother = 4, 200, 60, 200
+_repr.maxtuple = _repr.maxlist = _repr.maxdict = 20
+
+
+def show(value: Any) -> str:
+    """`value` as a student reads it: short, with a tensor's dtype and shape instead of its numbers."""
+    shape = getattr(value, "shape", None)
+    if shape is not None and hasattr(value, "dtype"):
+        kind = "tensor" if type(value).__module__.startswith("torch") else type(value).__name__
+        return f"{kind} of shape {tuple(shape)}, {value.dtype}"
+    if type(value) is int:
+        return f"{value:,}".replace(",", "_") if len(str(abs(value))) <= 60 else _repr.repr(value)
+    return _repr.repr(value)
+
+
+def fail(message: str, *, value: Any = None, expected: str | None = None) -> NoReturn:
+    """End the check as FAILED."""
+    raise CheckFailed(message, None if value is None else show(value), expected)
+
+
+def expect_type(value: Any, kind: type, what: str) -> None:
+    """`value` must be exactly of `kind`: a bool is no int, an int no float."""
+    if type(value) is not kind:
+        fail(f"{what} is of the wrong type.", value=f"{show(value)} ({type(value).__name__})", expected=kind.__name__)
+
+
+def expect_equal(value: Any, expected: Any, what: str) -> None:
+    """`value` must equal `expected` in value and, all the way down, in type."""
+    if not _same(value, expected):
+        fail(f"{what} is not what it should be.", value=value, expected=show(expected))
+
+
+def expect_close(value: Any, expected: float, what: str, *, rel: float = 1e-9) -> None:
+    """`value` must be a finite float within `rel` of `expected`."""
+    expect_type(value, float, what)
+    if not (math.isfinite(value) and math.isclose(value, expected, rel_tol=rel)):
+        fail(f"{what} is not what it should be.", value=value, expected=show(expected))
+
+
+def expect_raises(error: str, call: Callable[[], Any], what: str, *, naming: Container[str] | str = "") -> SubmissionRaised:
+    """`call` must raise `error` (a class name, or the name of a base), with `naming` in its text. Returns what was raised."""
+    try:
+        value = call()
+    except SubmissionRaised as raised:
+        if error not in raised.mro:
+            fail(f"{what} must raise {error}.", value=f"{raised.type_name}: {raised.text}", expected=error)
+        if isinstance(naming, str) and naming not in raised.text:
+            fail(f"{what} must raise {error} with a text that names {naming!r}.", value=raised.text, expected=naming)
+        return raised
+    fail(f"{what} must raise {error}.", value=f"returned {show(value)}", expected=error)
+
+
+def _same(value: Any, expected: Any) -> bool:
+    if type(value) is not type(expected):
+        return False
+    if isinstance(expected, list | tuple):
+        return len(value) == len(expected) and all(map(_same, value, expected))
+    if isinstance(expected, dict):
+        return value.keys() == expected.keys() and all(_same(value[key], expected[key]) for key in expected)
+    return bool(value == expected)

@@ -1,0 +1,307 @@
+"""The command `autograder`."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import shutil
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Annotated, NoReturn
+
+# One thread each: this process forks judges, and a thread pool does not survive a fork. Set before torch is imported.
+for _name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"):
+    os.environ.setdefault(_name, "1")
+os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
+
+import typer
+from rich.console import Console
+from rich.markup import escape
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.table import Table
+
+__all__ = ["main"]
+
+app = typer.Typer(
+    help="Build, check and grade assignments on efficient LLM inference.", no_args_is_help=True, add_completion=False,
+    pretty_exceptions_enable=False,
+)  # fmt: skip
+models_app = typer.Typer(help="Models that lie on this machine.", no_args_is_help=True)
+app.add_typer(models_app, name="models")
+console = Console()
+
+Course = Annotated[Path, typer.Option("--course", help="The nbgrader course's folder, or one inside it.")]
+Plain = Annotated[bool, typer.Option("--plain", help="Lines instead of a progress bar, for logs.")]
+
+
+class Steps:
+    """Progress of a long command: a bar on a terminal, a line per finished item elsewhere.
+
+    Refreshed by hand: a refreshing thread could hold a lock while a judge is forked.
+    """
+
+    def __init__(self, *, plain: bool) -> None:
+        self.plain = plain or not console.is_terminal
+        self.progress = Progress(
+            SpinnerColumn(), TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(),
+            TimeRemainingColumn(), console=console, auto_refresh=False, transient=True,
+        )  # fmt: skip
+
+    @contextlib.contextmanager
+    def step(self, title: str, total: int) -> Iterator[StepProgress]:
+        """One step of `total` items."""
+        started = time.monotonic()
+        if self.plain:
+            console.print(f"{title} ...", highlight=False)
+            yield StepProgress(self, None, total)
+        else:
+            with self.progress:
+                task = self.progress.add_task(title, total=total)
+                self.progress.refresh()
+                yield StepProgress(self, task, total)
+                self.progress.remove_task(task)
+        console.print(f"{title}: {total} in {time.monotonic() - started:.1f} s", highlight=False)
+
+
+class StepProgress:
+    """Where a step stands."""
+
+    def __init__(self, steps: Steps, task: object, total: int) -> None:
+        self.steps, self.task, self.total, self.count = steps, task, total, 0
+
+    def advance(self, text: str) -> None:
+        """One item is done."""
+        self.count += 1
+        if self.task is None:
+            console.print(f"  {self.count}/{self.total} {text}", highlight=False, markup=False)
+        else:
+            self.steps.progress.advance(self.task)  # type: ignore[arg-type]
+            self.steps.progress.refresh()
+
+
+def _stop(text: object, code: int = 1) -> NoReturn:
+    """End with a sentence instead of a traceback."""
+    Console(stderr=True).print(f"[red]autograder:[/red] {escape(str(text))}", highlight=False, soft_wrap=True)
+    raise typer.Exit(code)
+
+
+@contextlib.contextmanager
+def _sentences() -> Iterator[None]:
+    """Turn the errors that users can cause or mend into sentences."""
+    from autograder.errors import AutograderError
+    from autograder.sandbox import SandboxUnavailable
+    from gpu_env.models import FetchFailed, ModelCorrupt, ModelMissing
+
+    try:
+        yield
+    except (
+        AutograderError, SandboxUnavailable, FetchFailed, ModelCorrupt, ModelMissing, FileNotFoundError, PermissionError
+    ) as error:  # fmt: skip
+        _stop(error)
+
+
+@app.command()
+def check(
+    path: Annotated[Path, typer.Argument(help="The notebook, its .py file, or the folder of the assignment.")] = Path("."),
+    task: Annotated[str | None, typer.Option("--task", help="Only this task.")] = None,
+    inline: Annotated[bool, typer.Option("--inline", help="In this process, for a debugger.")] = False,
+) -> None:
+    """Run the public checks on your own work. Gives no marks."""
+    from autograder import feedback, selfcheck
+
+    with _sentences():
+        found = selfcheck.run(path, task, inline=inline)
+    console.print(f"Read {found.read}.", highlight=False)
+    for remark in (*found.remarks, *found.withheld):
+        console.print(f"[yellow]Note:[/yellow] {escape(remark)}", highlight=False)
+    for each in found.tasks:
+        title = f"{each.task}: {feedback.points_text(each.points)} of {each.max_points} public points"
+        console.print(feedback.table(title, feedback.rows(found.assignment, found.findings, each.task)))
+    points, most = sum(each.points for each in found.tasks), sum(each.max_points for each in found.tasks)
+    console.print(
+        f"{feedback.points_text(points)} of {most} points that public checks can show. Hidden checks are added when grading.",
+        highlight=False,
+    )
+    raise typer.Exit(0 if points == most else 1)
+
+
+@app.command()
+def sync(path: Annotated[Path, typer.Argument(help="The file that counts; the other one is overwritten.")]) -> None:
+    """Make notebook and .py file agree, after both were changed."""
+    from autograder import pair, selfcheck
+
+    with _sentences():
+        _, manifest = selfcheck.locate(path)
+        if path.is_dir():
+            _stop("Give the file that counts, not the folder.")
+        other = pair.take(path, manifest)
+    console.print(f"{other.name} now holds what {path.name} holds.", highlight=False)
+
+
+@app.command()
+def build(
+    names: Annotated[list[str] | None, typer.Argument(help="Assignments; all if none is named.")] = None,
+    only_check: Annotated[bool, typer.Option("--check", help="Write nothing; fail if assignments/ is not up to date.")] = False,
+) -> None:
+    """Make assignments/ from solutions/."""
+    from autograder import build as builder
+    from autograder import suite
+
+    with _sentences():
+        stale = False
+        for name in names or suite.names():
+            if only_check:
+                different = builder.differences(name)
+                stale |= bool(different)
+                state = f"differs in {', '.join(different)}; run `autograder build {name}`" if different else "is up to date"
+                console.print(f"assignments/{name} {state}", highlight=False)
+            else:
+                console.print(f"wrote {builder.build(name, suite.repository() / 'assignments')}", highlight=False)
+    raise typer.Exit(1 if stale else 0)
+
+
+@app.command()
+def init(
+    folder: Annotated[Path, typer.Argument(help="Folder of the course; made if need be.")],
+    names: Annotated[list[str] | None, typer.Argument(help="Assignments; all if none is named.")] = None,
+    course_id: Annotated[str, typer.Option("--course-id", help="nbgrader's name of the course.")] = "inference",
+    exchange: Annotated[Path | None, typer.Option("--exchange", help="nbgrader's exchange folder.")] = None,
+) -> None:
+    """Make an nbgrader course that grades with this repository's suites."""
+    from autograder import course, suite
+
+    with _sentences():
+        chosen = names or suite.names()
+        for name in chosen:
+            suite.load_assignment(name)
+        course.init(folder, chosen, course_id=course_id, exchange=exchange)
+    console.print(f"{folder} is a course with {', '.join(chosen)}. Next: nbgrader release_assignment {chosen[0]}", highlight=False)
+
+
+@app.command()
+def grade(
+    name: Annotated[str, typer.Argument(help="The assignment.")],
+    course: Course = Path("."),
+    student: Annotated[list[str] | None, typer.Option("--student", help="Only this student; may be repeated.")] = None,
+    force: Annotated[bool, typer.Option("--force", help="Judge again what is graded already.")] = False,
+    isolation: Annotated[str | None, typer.Option("--isolation", help="Lowest level accepted; the course's by default.")] = None,
+    import_: Annotated[bool, typer.Option("--import/--no-import", help="Enter the results into nbgrader's gradebook.")] = True,
+    workers: Annotated[int, typer.Option("--workers", min=0, help="Submissions at once; 0 for one per core.")] = 0,
+    plain: Plain = False,
+) -> None:
+    """Grade everything under submitted/ and enter it into the gradebook. Does what is missing, nothing twice."""
+    from autograder import run
+
+    with _sentences():
+        outcome = run.grade_course(
+            name, course, students=student or [], force=force, isolation=isolation, enter=import_, workers=workers,
+            steps=Steps(plain=plain),
+        )  # fmt: skip
+    run.print_grades(outcome, console)
+    raise typer.Exit(outcome.code)
+
+
+@app.command()
+def corpus(
+    name: Annotated[str, typer.Argument(help="The assignment.")],
+    isolation: Annotated[str, typer.Option("--isolation", help="Lowest level accepted: sandbox or process.")] = "sandbox",
+    plain: Plain = False,
+) -> None:
+    """Grade right, wrong and hostile submissions and compare with what their heads say."""
+    from autograder import run
+
+    with _sentences():
+        found = run.grade_corpus(name, isolation=isolation, steps=Steps(plain=plain))
+    for complaint in found.complaints:
+        console.print(f"[red]✗[/red] {escape(complaint)}", highlight=False)
+    console.print(
+        f"{name}: {found.right} right, {found.wrong} wrong and {found.hostile} hostile submissions graded; "
+        f"{len(found.complaints)} not as their head says; {found.seconds:.1f} s; isolation {found.isolation}",
+        highlight=False,
+    )
+    raise typer.Exit(1 if found.complaints else 0)
+
+
+@app.command()
+def demo(
+    folder: Annotated[Path | None, typer.Option("--folder", help="Where to make the course; a temporary folder by default.")] = None,
+    isolation: Annotated[str, typer.Option("--isolation", help="Lowest level accepted: sandbox or process.")] = "sandbox",
+    plain: Plain = False,
+) -> None:
+    """The whole way on your machine: release, submit, collect, grade, gradebook, feedback, for a class of eight."""
+    from autograder import demo as show
+
+    with _sentences():
+        raise typer.Exit(show.run_demo(folder, isolation, Steps(plain=plain), console))
+
+
+@app.command()
+def doctor() -> None:
+    """What is here, what is missing, and what that disables."""
+    from autograder import doctor as examine
+
+    table = Table(show_lines=False, box=None, pad_edge=False)
+    for column in ("", "what", "found", "means"):
+        table.add_column(column, overflow="fold")
+    with _sentences():
+        for line in examine.examine():
+            mark = "[green]✓[/green]" if line.fine else "[yellow]![/yellow]"
+            table.add_row(mark, escape(line.what), escape(line.found), escape(line.means))
+    console.print(table)
+
+
+@models_app.command("fetch")
+def fetch_models(
+    names: Annotated[list[str] | None, typer.Argument(help="Models; all that the course uses if none is named.")] = None,
+) -> None:
+    """Get the course's models, once, and verify them."""
+    from gpu_env import models
+
+    with _sentences():
+        for name in names or list(models.CATALOGUE):
+            with contextlib.suppress(models.ModelMissing, models.ModelCorrupt):
+                models.verify(name)
+                console.print(f"{name} is here: {models.find(name)}", highlight=False)
+                continue
+            started = time.monotonic()
+            last = [""]
+
+            def report(what: str, fraction: float, last: list[str] = last) -> None:
+                if what != last[0]:
+                    last[0] = what
+                    console.print(f"  {what} ...", highlight=False)
+
+            path = models.fetch(name, report)
+            console.print(f"{name}: {path} ({time.monotonic() - started:.0f} s)", highlight=False)
+
+
+@models_app.command("list")
+def list_models() -> None:
+    """The models that the course uses, and whether they are here and whole."""
+    from gpu_env import models
+
+    for name in models.CATALOGUE:
+        try:
+            models.verify(name)
+            state = str(models.find(name))
+        except (models.ModelMissing, models.ModelCorrupt) as error:
+            state = str(error)
+        console.print(f"{name}: {state}", highlight=False)
+
+
+def main() -> None:
+    """Entry point. A terminal narrower than usual, or none, must not cut what is said."""
+    if not sys.stdout.isatty():
+        console.width = max(shutil.get_terminal_size((120, 24)).columns, 120)
+    try:
+        app()
+    except KeyboardInterrupt:
+        Console(stderr=True).print("Stopped. What was finished is kept; the same command goes on from there.")
+        sys.exit(130)
+
+
+if __name__ == "__main__":
+    main()

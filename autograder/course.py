@@ -1,0 +1,88 @@
+"""An nbgrader course that grades with us: its folder, its configuration, its assignments."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from traitlets.config import Config
+from traitlets.config.loader import PyFileConfigLoader
+
+from autograder.errors import AutograderError
+from autograder import build
+
+__all__ = ["CONFIG", "CourseError", "api", "configure", "find", "init"]
+
+CONFIG = "nbgrader_config.py"
+TEMPLATE = '''"""nbgrader's settings for this course. https://nbgrader.readthedocs.io/en/stable/configuration/config_options.html"""
+
+from autograder.course import configure
+
+c = get_config()  # noqa: F821  (nbgrader provides it)
+# Grades come from autograder's results; stock nbgrader commands and formgrader use them too.
+# isolation is the lowest that a grade may be made with: "sandbox", or "process" where nobody has a reason to cheat.
+configure(c, isolation={isolation!r})
+
+c.CourseDirectory.course_id = {course_id!r}
+{exchange}
+# c.CourseDirectory.db_url = "postgresql:///gradebook"
+# c.LateSubmissionPlugin.penalty_method = "zero"
+'''
+
+
+class CourseError(AutograderError):
+    """The course folder is not what it should be. Says what to do."""
+
+
+def configure(config: Any, isolation: str = "sandbox") -> None:
+    """Make nbgrader use our preprocessors. Call this in `nbgrader_config.py`."""
+    from autograder import preprocessors
+
+    config.EnterResults.isolation = isolation
+    config.Autograde.sanitize_preprocessors = preprocessors.SANITIZE
+    config.Autograde.autograde_preprocessors = preprocessors.AUTOGRADE
+
+
+def init(folder: Path, names: list[str], *, course_id: str, exchange: Path | None = None, isolation: str = "sandbox") -> None:
+    """Make `folder` an nbgrader course with the assignments `names`. What is there already stays; sources are renewed."""
+    folder.mkdir(parents=True, exist_ok=True)
+    config = folder / CONFIG
+    if not config.exists():
+        line = f"c.Exchange.root = {str(exchange)!r}" if exchange else "# c.Exchange.root = '/srv/nbgrader/exchange'"
+        config.write_text(TEMPLATE.format(course_id=course_id, exchange=line, isolation=isolation), encoding="utf-8")
+    for name in names:
+        for path, text in build.source_files(build.read_source(name)).items():
+            target = folder / "source" / name / path
+            target.parent.mkdir(parents=True, exist_ok=True)
+            target.write_text(text, encoding="utf-8", newline="\n")
+        build.generate(folder, name, config=load_config(folder))
+
+
+def find(start: Path) -> Path:
+    """The course folder that `start` lies in. `CourseError` if there is none."""
+    for folder in [start.resolve(), *start.resolve().parents]:
+        if (folder / CONFIG).is_file():
+            return folder
+    raise CourseError(
+        f"{start.resolve()} is not in an nbgrader course: no {CONFIG} here or above. "
+        "Go to the course's folder, or make one with `autograder init FOLDER`."
+    )
+
+
+def load_config(folder: Path) -> Config:
+    """nbgrader's configuration of the course."""
+    config = PyFileConfigLoader(CONFIG, path=str(folder)).load_config()
+    config.CourseDirectory.root = str(folder.resolve())
+    return config
+
+
+def isolation(folder: Path) -> str:
+    """The lowest isolation that the course accepts for grades."""
+    return str(load_config(folder).EnterResults.get("isolation", "sandbox"))
+
+
+def api(folder: Path) -> Any:
+    """nbgrader's `NbGraderAPI` for the course, as formgrader uses it."""
+    from nbgrader.apps import NbGraderAPI
+
+    return NbGraderAPI(config=load_config(folder))

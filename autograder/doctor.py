@@ -1,0 +1,56 @@
+"""What is here, what is missing, and what that disables."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from autograder import suite
+from autograder.sandbox import SandboxUnavailable, probe
+from gpu_env import device, models
+
+__all__ = ["Line", "examine"]
+
+
+@dataclass(frozen=True)
+class Line:
+    """One thing looked at."""
+
+    what: str
+    fine: bool
+    found: str
+    means: str = ""
+
+
+def examine() -> Iterator[Line]:
+    """Look at everything that grading needs, one after the other."""
+    machine = device.describe()
+    yield Line("machine", True, f"{machine.cpu}, {machine.cores} cores, {machine.memory_bytes / 2**30:.1f} GiB, Python {machine.python}")
+    yield Line("tier", True, machine.tier, "; ".join(machine.reasons))
+    for package, version in machine.packages.items():
+        means = "" if version else "assignments that use it are withheld on this machine"
+        yield Line(package, bool(version), version or "not installed", means)
+    yield _isolation()
+    for name in models.CATALOGUE:
+        try:
+            models.verify(name)
+            yield Line(name, True, str(models.find(name)))
+        except (models.ModelMissing, models.ModelCorrupt) as error:
+            yield Line(name, False, "missing or damaged", f"checks that compare with it withhold the grade. {error}")
+    try:
+        yield Line("suites", True, ", ".join(suite.names()) or "none")
+    except FileNotFoundError as error:
+        yield Line("suites", False, "none", f"only `autograder check` works. {error}")
+
+
+def _isolation() -> Line:
+    try:
+        found = probe()
+    except SandboxUnavailable as error:
+        return Line("isolation", False, "none", f"nothing can be graded: {error}")
+    means = f"walls: {', '.join(found.walls)}"
+    if found.refused:
+        means += f". Refused: {'; '.join(found.refused)}"
+    if found.level < 3:
+        means = f"grading for marks is refused unless `--isolation process` accepts it. {means}"
+    return Line("isolation", found.level >= 3, f"{found.name} (level {found.level})", means)

@@ -1,0 +1,91 @@
+"""From findings to points: one pure, total function. Imports neither torch nor nbgrader nor anything that does I/O.
+
+Nothing means nothing: points need exactly one positive finding of a check that the assignment names. Whatever is missing,
+doubled, unknown or our own fault earns nothing and withholds the grade, so it costs nothing either.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+from autograder.finding import Finding, Outcome
+from autograder.spec import Assignment, Check
+
+__all__ = ["Score", "TaskScore", "score"]
+
+WITHHOLDING = frozenset({Outcome.SKIPPED, Outcome.INCONCLUSIVE, Outcome.REVIEW, Outcome.BROKEN})
+
+
+@dataclass(frozen=True)
+class TaskScore:
+    """Points of one task. `withheld` says why they must not be shown as a grade; empty when they may."""
+
+    task: str
+    points: float
+    max_points: int
+    withheld: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Score:
+    """Points of one submission, and why they are withheld, if they are."""
+
+    tasks: tuple[TaskScore, ...]
+    withheld: tuple[str, ...]
+
+    @property
+    def points(self) -> float:
+        return math.fsum(task.points for task in self.tasks)
+
+    @property
+    def max_points(self) -> int:
+        return sum(task.max_points for task in self.tasks)
+
+
+def score(assignment: Assignment, findings: Iterable[Finding], withheld: Iterable[str] = ()) -> Score:
+    """The points that `findings` earn. Total: gives a `Score` for every stream of findings, and never raises.
+
+    `withheld` are reasons that concern the whole submission (an older release, say).
+    """
+    by_check: dict[str, list[Finding]] = {}
+    for finding in findings:
+        by_check.setdefault(finding.check, []).append(finding)
+    known = {check.name for check in assignment.checks}
+    whole = [*withheld, *(f"a finding of an unknown check, {name!r}" for name in by_check if name not in known)]
+    tasks = []
+    for task in assignment.tasks:
+        earned, reasons = [], []
+        for check in task.checks:
+            points, reason = _points(check, by_check.get(check.name, []))
+            earned.append(points)
+            if reason:
+                reasons.append(reason)
+        tasks.append(TaskScore(task.name, math.fsum(earned), task.points, tuple(reasons)))
+    return Score(tuple(tasks), (*whole, *(reason for task_score in tasks for reason in task_score.withheld)))
+
+
+def _points(check: Check, findings: list[Finding]) -> tuple[float, str | None]:
+    if len(findings) != 1:
+        return 0.0, f"{check.name}: {len(findings) or 'no'} finding{'s' if findings else ''} instead of one"
+    (finding,) = findings
+    if finding.task != check.task:
+        return 0.0, f"{check.name}: a finding for task {finding.task!r} instead of {check.task!r}"
+    if finding.outcome in WITHHOLDING:
+        return 0.0, f"{check.name}: {finding.outcome}" + (f" ({finding.message})" if finding.message else "")
+    if finding.outcome is Outcome.PASSED and finding.credit is None:
+        return float(check.points), None
+    if finding.credit is None:
+        return 0.0, None
+    if not check.performance or not 0.0 <= finding.credit <= 1.0:  # NaN fails the comparison too
+        return 0.0, f"{check.name}: a credit of {finding.credit!r}, which this check cannot give"
+    if finding.outcome in (Outcome.PASSED, Outcome.FAILED):
+        return check.points * finding.credit, None
+    return 0.0, None
+
+
+def outcome_counts(findings: Iterable[Finding]) -> Counter[Outcome]:
+    """How many findings there are of each outcome."""
+    return Counter(finding.outcome for finding in findings)

@@ -1,0 +1,64 @@
+"""Judge one submission: run the suite's pytest functions in this trusted process, the submission's code in a worker."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from pathlib import Path
+
+import pytest
+
+from autograder.errors import AutograderError
+from autograder.finding import Finding
+from autograder.manifest import Manifest
+from autograder.plugin import JudgePlugin
+from autograder.remote import RunningSubmission
+from autograder.sandbox import Limits, Sandbox
+from autograder.spec import Assignment
+from autograder.submission import Submission
+
+__all__ = ["SuiteError", "judge"]
+
+OPTIONS = (
+    "--assert=plain", "--noconftest", "--capture=no", "--import-mode=prepend",
+    *(f"-pno:{name}" for name in (
+        "terminal", "cacheprovider", "junitxml", "pastebin", "doctest", "unittest", "faulthandler",
+        "unraisableexception", "threadexception", "logging", "warnings", "setuponly", "setupplan", "stepwise",
+    )),
+)  # fmt: skip
+
+
+class SuiteError(AutograderError):
+    """The suite itself cannot be run: our fault."""
+
+
+def judge(
+    assignment: Assignment,
+    files: Sequence[Path],
+    submission: Submission,
+    manifest: Manifest,
+    sandbox: Sandbox,
+    *,
+    seed: int,
+    only: str | None = None,
+    limits: Limits | None = None,
+) -> list[Finding]:
+    """The findings of all checks (or of the task `only`) on `submission`, in the assignment's order.
+
+    Runs student code in workers of `sandbox` only. Raises `SuiteError` if the suite is broken; a check that is broken gives
+    a finding. Changes this process (pytest imports the suite), so run it in a fork or a process of its own.
+    """
+    running = RunningSubmission(submission.module(manifest), sandbox, limits, call_s=assignment.call_s)
+    plugin = JudgePlugin(assignment, submission, running, seed, only)
+    os.environ["PYTEST_DISABLE_PLUGIN_AUTOLOAD"] = "1"
+    os.environ.pop("PYTEST_ADDOPTS", None)
+    config = Path(__file__).with_name("judge.toml")
+    try:
+        code = pytest.main(
+            [f"-c{config}", f"--rootdir={files[0].parent}", *OPTIONS, *map(str, files)], plugins=[plugin]
+        )
+    finally:
+        running.close()
+    if plugin.errors or code not in (pytest.ExitCode.OK, pytest.ExitCode.TESTS_FAILED):
+        raise SuiteError(f"The suite of {assignment.name} cannot be run (pytest: {code!r}). " + "\n".join(plugin.errors))
+    return plugin.findings

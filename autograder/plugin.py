@@ -1,0 +1,215 @@
+"""The judge inside pytest: gives checks their submission, and turns what happens to them into findings.
+
+A check passes only if its function ran to its end. What the submission did wrong arrives as `CheckFailed`, `SubmissionRaised`
+or `SubmissionFault` and makes it FAILED; every other exception is ours and makes it BROKEN.
+"""
+
+from __future__ import annotations
+
+import inspect
+import random
+from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from autograder.checks import CheckFailed, SubmissionFault, SubmissionRaised
+from autograder.finding import Finding, Outcome
+from autograder.remote import RunningSubmission
+from autograder.spec import Assignment, Check, SpecError
+from autograder.submission import Submission
+from autograder.worker.wire import Deadline
+from gpu_env.models import ModelMissing
+
+__all__ = ["JudgePlugin"]
+
+TIMEOUTS_PER_TASK = 2
+"""After so many the rest of a task is not run: an endless loop would otherwise cost its limit once per check."""
+PUBLIC_FILES = ("test_public.py", "public_checks.py")
+
+
+class JudgePlugin:
+    """One run of the checks of `assignment` on one submission. `findings` fill as checks end."""
+
+    def __init__(self, assignment: Assignment, submission: Submission, running: RunningSubmission, seed: int, only: str | None) -> None:
+        self.assignment = assignment
+        self.content = submission
+        self.running = running
+        self.seed = seed
+        self.only = only
+        self.findings: list[Finding] = []
+        self.errors: list[str] = []
+        self.blocked: dict[str, str] = {}
+        self.timeouts: Counter[str] = Counter()
+
+    @pytest.fixture
+    def submission(self) -> RunningSubmission:
+        """The submission: call what it defines."""
+        return self.running
+
+    @pytest.fixture
+    def rng(self, request: pytest.FixtureRequest) -> random.Random:
+        """Random numbers for inputs, seeded by the run's secret seed and the check's name."""
+        return random.Random(f"{self.seed}/{request.node.name}")
+
+    def pytest_configure(self) -> None:
+        from hypothesis import HealthCheck, Phase, core, settings
+
+        settings.register_profile(
+            "grading",
+            database=None,
+            deadline=None,
+            phases=(Phase.explicit, Phase.generate),  # shrinking costs minutes on a wrong submission
+            report_multiple_bugs=False,
+            suppress_health_check=list(HealthCheck),
+        )
+        settings.load_profile("grading")
+        core.global_force_seed = self.seed
+
+    def pytest_collection_modifyitems(self, items: list[pytest.Item]) -> None:
+        """Match test functions and the assignment's checks, one to one, and put them into the assignment's order."""
+        try:
+            items[:] = self._match(items)
+        except SpecError as error:
+            self.errors.append(str(error))
+            items.clear()
+
+    def _match(self, items: list[pytest.Item]) -> list[pytest.Item]:
+        checks = {check.name: check for check in self.assignment.checks}
+        found: dict[str, pytest.Item] = {}
+        for item in items:
+            check = checks.get(item.name)
+            if check is None or item.name in found:
+                raise SpecError(f"{item.nodeid} is {'in two files' if check else 'not in spec.py'}.")
+            if check.hidden == (Path(item.path).name in PUBLIC_FILES):
+                raise SpecError(f"{item.nodeid}: spec.py calls it {'hidden' if check.hidden else 'public'}.")
+            if not inspect.getdoc(getattr(item, "obj", None)):
+                raise SpecError(f"{item.nodeid} has no docstring; its first line is what the student reads.")
+            found[item.name] = item
+        if absent := checks.keys() - found.keys():
+            raise SpecError(f"spec.py names checks without a test function: {', '.join(sorted(absent))}.")
+        return [found[check.name] for check in checks.values() if self.only in (None, check.task)]
+
+    def pytest_collectreport(self, report: pytest.CollectReport) -> None:
+        if report.failed:
+            self.errors.append(str(report.longrepr))
+
+    @pytest.hookimpl(wrapper=True)
+    def pytest_pyfunc_call(self, pyfuncitem: pytest.Function) -> Iterator[None]:
+        """Run one check between the test of what it needs and the end of its time."""
+        check = self._check(pyfuncitem)
+        self.running.begin_check(Deadline(self.assignment.check_s))
+        self._require(check)
+        return (yield)
+
+    @pytest.hookimpl(wrapper=True)
+    def pytest_runtest_makereport(self, item: pytest.Function, call: pytest.CallInfo[None]) -> Iterator[Any]:
+        report = yield
+        error = call.excinfo.value if call.excinfo else None
+        if call.when == "call" or error is not None:
+            if call.when == "call" or not any(finding.check == item.name for finding in self.findings):
+                self.findings.append(self._finding(item, error, call.duration))
+            else:
+                self.errors.append(f"{item.nodeid}, {call.when}: {error!r}")
+        return report
+
+    def _check(self, item: pytest.Item) -> Check:
+        return next(check for check in self.assignment.checks if check.name == item.name)
+
+    def _require(self, check: Check) -> None:
+        """Raise what keeps `check` from being run at all."""
+        if check.task in self.blocked:
+            raise _Blocked(self.blocked[check.task])
+        if check.task in self.content.missing:
+            self.blocked[check.task] = "The cell of the task is missing."
+            raise CheckFailed(self.content.missing[check.task])
+        try:
+            kind = self.running.describe(check.task)
+        except SubmissionFault as fault:
+            self.blocked.update(dict.fromkeys((task.name for task in self.assignment), str(fault)))
+            raise
+        if kind.kind in ("class", "callable"):
+            return
+        self.blocked[check.task] = f"There is no {check.task} to call."
+        if error := self.running.load_errors.get(check.task):
+            raise CheckFailed(f"The cell of {check.task} could not be loaded: {self._describe(error)}")
+        if kind.kind == "value":
+            raise CheckFailed(f"{check.task} is neither a function nor a class.", value=kind.type_name)
+        raise CheckFailed(f"The cell of {check.task} does not define that name.")
+
+    def _finding(self, item: pytest.Function, error: BaseException | None, seconds: float) -> Finding:
+        check = self._check(item)
+        sentence, hint = _texts(item)
+        outcome, message, value, expected = self._verdict(check, error)
+        return Finding(
+            check=check.name,
+            task=check.task,
+            outcome=outcome,
+            hidden=check.hidden,
+            sentence=sentence,
+            message=message,
+            hint="" if outcome is Outcome.PASSED else hint,
+            value=value,
+            expected=expected,
+            seconds=round(seconds, 4),
+        )
+
+    def _verdict(self, check: Check, error: BaseException | None) -> tuple[Outcome, str, str | None, str | None]:
+        for part in _flatten(error):
+            if isinstance(part, CheckFailed):
+                return Outcome.FAILED, part.message, part.value, part.expected
+            if isinstance(part, SubmissionRaised):
+                return Outcome.FAILED, self._describe(part), None, None
+            if isinstance(part, SubmissionFault):
+                self.timeouts[check.task] += part.timeout
+                if self.timeouts[check.task] >= TIMEOUTS_PER_TASK:
+                    self.blocked.setdefault(check.task, f"Your code ran out of time {TIMEOUTS_PER_TASK} times in this task.")
+                text = str(part)
+                return Outcome.FAILED, text if text[:1].isupper() else f"Your code {text}.", None, None
+        if error is None:
+            return Outcome.PASSED, "", None, None
+        if isinstance(error, _Blocked):
+            return Outcome.BLOCKED, str(error), None, None
+        if isinstance(error, ModelMissing | pytest.skip.Exception):
+            return Outcome.SKIPPED, str(error), None, None
+        return Outcome.BROKEN, f"{type(error).__name__}: {error}"[:2000], None, None
+
+    def _describe(self, error: SubmissionRaised) -> str:
+        """What the submission raised, in a sentence, with the line of the student's code."""
+        if error.type_name == "NotImplementedError":
+            return "Not implemented yet."
+        where = ""
+        if error.lines:
+            cell, number, line = error.lines[-1]
+            where = f" (cell {cell}, line {number}: {line})"
+        text = f"Your code raised {error.type_name}: {error.text}{where}".strip()
+        if error.name and error.name in self.content.elsewhere:
+            text += (
+                f" — {error.name} is only defined in {self.content.elsewhere[error.name]}, which is not graded. "
+                "Move it to the cell of imports and helpers."
+            )
+        elif error.type_name == "SyntaxError" and error.lines and error.lines[-1][2][:1] in "%!":
+            text += " — notebook commands (lines with % or !) cannot stand in graded cells."
+        return text
+
+
+class _Blocked(Exception):
+    """A check was not run."""
+
+
+def _flatten(error: BaseException | None) -> Iterator[BaseException]:
+    """`error`, or the errors in it: hypothesis groups what a submission that changes its mind raised."""
+    if isinstance(error, BaseExceptionGroup):
+        for part in error.exceptions:
+            yield from _flatten(part)
+    elif error is not None:
+        yield error
+
+
+def _texts(item: pytest.Function) -> tuple[str, str]:
+    """Sentence and hint of a check, from its docstring."""
+    sentence, *paragraphs = (" ".join(part.split()) for part in (inspect.getdoc(item.obj) or "").split("\n\n"))
+    hint = next((part.removeprefix("Hint:").strip() for part in paragraphs if part.startswith("Hint:")), "")
+    return sentence, hint

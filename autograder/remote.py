@@ -1,0 +1,220 @@
+"""The judge's view of a submission: functions and objects that live in a worker, called over the wire.
+
+    submission.kv_cache_bytes(spec, [17], block_size=16)     a call; the value comes back
+    pool = submission.BlockPool(8, 16)                        an object that stays in the worker
+    pool.get_new_blocks(2)                                    a call of its method
+
+A Python function among the arguments runs in the judge when the submission calls it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from autograder.checks import SubmissionFault, SubmissionRaised
+from autograder.sandbox import Limits, Sandbox, Worker
+from autograder.worker import arrays
+from autograder.worker.wire import Array, Deadline, Ref, Wire, WireClosed, WireError
+
+__all__ = ["Handle", "RunningSubmission"]
+
+
+class Handle:
+    """An object or function that stays in the worker. Attribute access gives its methods."""
+
+    def __init__(self, session: _Session, ref: Ref) -> None:
+        self._session = session
+        self._ref = ref
+
+    def __getattr__(self, name: str) -> Callable[..., Any]:
+        if name.startswith("__"):
+            raise AttributeError(name)
+        return lambda *args, **kwargs: self._session.call(self, name, args, kwargs)
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        return self._session.call(self, None, args, kwargs)
+
+    def __repr__(self) -> str:
+        return f"<an object of type {self._ref.type_name}>"
+
+
+@dataclass(frozen=True)
+class Description:
+    """What the submission binds to a name: `kind` is missing, class, callable or value."""
+
+    kind: str
+    type_name: str
+    parameters: tuple[str, ...] | None
+
+
+class RunningSubmission:
+    """A submission that can be called. Starts a worker when one is needed, and a fresh one after a fault.
+
+    `cells` are (name, source) in order. `call_s` limits one call, in seconds; `before_call` is asked for a shorter limit.
+    Raises `SandboxUnavailable` where no worker can be had (our fault).
+    """
+
+    def __init__(
+        self, cells: Sequence[tuple[str, str]], sandbox: Sandbox, limits: Limits | None = None, *, call_s: float = 10.0
+    ) -> None:
+        self._cells = [list(cell) for cell in cells]
+        self._sandbox = sandbox
+        self._limits = limits or Limits()
+        self._call_s = call_s
+        self._session: _Session | None = None
+        self._load_fault: SubmissionFault | None = None
+        self._check_fault: SubmissionFault | None = None
+        self._deadline: Deadline | None = None
+        self.load_errors: dict[str, SubmissionRaised] = {}
+
+    def __getattr__(self, name: str) -> Callable[..., Any]:
+        if name.startswith("_"):
+            raise AttributeError(name)
+        return lambda *args, **kwargs: self._ready().call(None, name, args, kwargs)
+
+    def begin_check(self, deadline: Deadline) -> None:
+        """A check begins: no call of it may last beyond `deadline`, and after a fault no further call is tried in it."""
+        self._deadline = deadline
+        self._check_fault = None
+
+    def describe(self, name: str) -> Description:
+        """What the submission binds to `name`."""
+        found = self._ready().exchange(["describe", name])
+        try:
+            parameters = found["parameters"]
+            return Description(str(found["kind"]), str(found["type"]), None if parameters is None else tuple(parameters))
+        except (TypeError, KeyError):
+            raise self._ready().broken("sent a description that is none") from None
+
+    def output(self) -> str:
+        """What the running worker printed."""
+        return self._session.worker.output() if self._session else ""
+
+    def fresh(self) -> None:
+        """End the running worker, so that the next call meets a new one."""
+        if self._session:
+            self._session.worker.kill()
+            self._session = None
+
+    close = fresh
+
+    def _ready(self) -> _Session:
+        if fault := self._load_fault or self._check_fault:
+            raise fault
+        if self._session is None or self._session.dead:
+            self.fresh()
+            self._session = _Session(self._sandbox.start(self._limits), self)
+            try:
+                failed = self._session.exchange(["load", self._cells])
+                if type(failed) is not dict:
+                    raise self._session.broken("sent no list of what failed to load")
+                self.load_errors = {str(name): _raised(error) for name, error in failed.items()}
+            except (SubmissionFault, WireError) as fault:
+                timeout = isinstance(fault, SubmissionFault) and fault.timeout
+                self._load_fault = SubmissionFault(f"While it was being loaded, your code {fault}.", timeout=timeout)
+                raise self._load_fault from None
+        return self._session
+
+    def _time(self) -> Deadline:
+        left = self._deadline.left() if self._deadline else None
+        return Deadline(self._call_s if left is None else min(left, self._call_s))
+
+
+class _Session:
+    """One worker and the wire to it."""
+
+    def __init__(self, worker: Worker, owner: RunningSubmission) -> None:
+        self.worker = worker
+        self.owner = owner
+        self.wire = Wire(worker.sock)
+        self.functions: list[Callable[..., Any]] = []
+        self.dead = False
+
+    def call(self, target: Handle | None, name: str | None, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        if self.dead:
+            raise SubmissionFault("lost an object: the process that held it ended in an earlier call")
+        return self.exchange(["call", target, name, list(args), kwargs])
+
+    def exchange(self, message: list[Any]) -> Any:
+        """Send, answer the worker's calls of our functions, and return the value of the reply."""
+        try:
+            return self._exchange(message)
+        except SubmissionFault as fault:
+            self.kill()
+            self.owner._check_fault = fault
+            raise
+
+    def _exchange(self, message: list[Any]) -> Any:
+        try:
+            deadline = self.owner._time()
+        except TimeoutError:
+            raise SubmissionFault("ran out of the time that the whole check has", timeout=True) from None
+        failed: BaseException | None = None
+        try:
+            self.wire.send(message, self.encode, deadline)
+            while True:
+                reply = self.wire.receive(self.decode, deadline)
+                if len(reply) == 4 and reply[0] == "invoke" and failed is None:
+                    try:
+                        answer = ["value", self.function(reply[1])(*reply[2], **reply[3])]
+                    except Exception as error:
+                        failed, answer = error, ["raised", None]
+                    self.wire.send(answer, self.encode, deadline)
+                elif failed is not None:
+                    self.kill()
+                    raise failed
+                elif len(reply) == 2 and reply[0] == "value":
+                    return reply[1]
+                elif len(reply) == 2 and reply[0] == "raised":
+                    raise _raised(reply[1])
+                else:
+                    raise WireError("an answer of no known kind")
+        except TimeoutError:
+            raise SubmissionFault(f"did not answer within {deadline.seconds:.3g} s", timeout=True) from None
+        except WireClosed:
+            raise SubmissionFault(self.worker.end_reason() or "ended without an answer") from None
+        except WireError as error:
+            raise SubmissionFault(f"sent something that cannot be read: {error}") from None
+
+    def broken(self, why: str) -> SubmissionFault:
+        self.kill()
+        return SubmissionFault(why)
+
+    def kill(self) -> None:
+        self.dead = True
+        self.worker.kill()
+
+    def function(self, number: Any) -> Callable[..., Any]:
+        if type(number) is not int or not 0 <= number < len(self.functions):
+            raise WireError("a call of a function that was never given")
+        return self.functions[number]
+
+    def encode(self, value: Any) -> Any:
+        if isinstance(value, Handle):
+            return Ref(False, value._ref.number, value._ref.type_name, value._ref.callable)
+        if (array := arrays.to_array(value)) is not None:
+            return array
+        if callable(value):
+            self.functions.append(value)
+            return Ref(True, len(self.functions) - 1, "function", True)
+        raise TypeError(f"a check sent a {type(value).__name__}, which cannot cross")
+
+    def decode(self, item: Array | Ref) -> Any:
+        if isinstance(item, Array):
+            return arrays.from_array(item)
+        return self.function(item.number) if item.mine else Handle(self, item)
+
+
+def _raised(data: Any) -> SubmissionRaised:
+    """An exception that came over the wire; every field is the submission's word."""
+    try:
+        lines = tuple((str(cell), int(number), str(line)) for cell, number, line in data["lines"])
+        mro = tuple(str(base) for base in data["mro"])
+        attributes = {str(key): value for key, value in data["data"].items() if type(value) in (int, float, str)}
+        return SubmissionRaised(str(data["type"]), mro, str(data["text"]), lines, data["name"], attributes)
+    except (TypeError, KeyError, ValueError, AttributeError):
+        raise WireError("an exception that is not one") from None
+
+

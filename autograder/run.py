@@ -1,0 +1,274 @@
+"""A whole grading run, as the commands `grade` and `corpus` make it: find, judge, store, enter, show."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import tempfile
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+
+from autograder import corpus, suite
+from autograder.feedback import points_text
+from autograder.grading import Graded, Grader, Job, discover
+from autograder.sandbox import Sandbox, SandboxUnavailable, best_sandbox
+
+if TYPE_CHECKING:
+    from autograder.cli import Steps
+    from autograder.gradebook import Entered, Recorded
+
+__all__ = ["LEVELS", "CorpusRun", "CourseRun", "grade_corpus", "grade_course", "print_grades"]
+
+LEVELS = {"sandbox": 3, "process": 0}
+"""Lowest isolation level that each word of `--isolation` accepts."""
+
+
+@dataclass(frozen=True)
+class CourseRun:
+    """What a grading run came to."""
+
+    name: str
+    tasks: tuple[str, ...]
+    graded: tuple[Graded, ...]
+    entered: dict[str, Entered]
+    book: dict[str, Recorded]
+    isolation: str
+    seconds: float
+    stopped: bool
+    waiting: int
+    """Submissions that Ctrl-C left ungraded."""
+
+    @property
+    def code(self) -> int:
+        """Exit status: 130 after Ctrl-C, 1 if a grade is withheld or could not be entered, else 0."""
+        if self.stopped:
+            return 130
+        problem = any(each.problem or each.status == "withheld" for each in self.graded)
+        return int(problem or any(each.problem for each in self.entered.values()))
+
+
+def grade_course(
+    name: str,
+    start: Path,
+    *,
+    students: Sequence[str],
+    force: bool,
+    isolation: str | None,
+    enter: bool,
+    workers: int,
+    steps: Steps,
+) -> CourseRun:
+    """Grade the submissions for `name` in the course around `start`. Raises what its parts raise."""
+    from autograder import course, gradebook
+
+    began = time.monotonic()
+    loaded = suite.load(name)
+    folder = course.find(start)
+    jobs = discover(folder / "submitted", name, loaded.manifest, students)
+    if absent := set(students) - {job.student for job in jobs}:
+        raise course.CourseError(f"No submission of {', '.join(sorted(absent))} for {name} in {folder / 'submitted'}.")
+    if not jobs:
+        raise course.CourseError(
+            f"{folder / 'submitted'} holds no submission for {name}. Collect first: `nbgrader collect {name}`, "
+            f"or put notebooks at submitted/STUDENT/{name}/{name}.ipynb."
+        )
+    word = isolation or course.isolation(folder)
+    minimum = _level(word)
+    graded: dict[str, Graded] = {}
+    stopped = False
+    with _lock(folder / "results"):
+        idle = Grader(loaded, _NoSandbox(), folder / "results")
+        if not force:
+            for job in jobs:
+                found = idle.stored(job)
+                if found and (found.result is None or found.result.isolation.level >= minimum):
+                    graded[job.student] = found
+        todo = [job for job in jobs if job.student not in graded and job.submission is not None]
+        for job in jobs:
+            if job.submission is None:
+                graded[job.student] = Graded(job.student, None, None, job.problem, fresh=False)
+        used = ""
+        if todo:
+            with _sandbox(loaded, minimum) as sandbox:
+                grader = Grader(loaded, sandbox, folder / "results", workers=workers or _cores())
+                used = _words(sandbox)
+                grader.warm_up()
+                with steps.step(f"grading {name}", len(todo)) as progress:
+
+                    def done(each: Graded) -> None:
+                        graded[each.student] = each
+                        progress.advance(_line(each))
+
+                    grader.grade(todo, done)
+                stopped = grader.stopping
+    finished = [graded[job.student] for job in jobs if job.student in graded]
+    entered: dict[str, Entered] = {}
+    if enter and not stopped:
+        due = [each for each in finished if each.status == "graded"]
+        with steps.step("entering into nbgrader's gradebook", len(due)) as progress:
+
+            def entered_one(each: Entered) -> None:
+                entered[each.student] = each
+                progress.advance(f"{each.student}: {each.problem or ('entered' if each.fresh else 'as it was')}")
+
+            gradebook.enter(folder, name, due, entered_one, force=force)
+    return CourseRun(
+        name=name,
+        tasks=tuple(task.name for task in loaded.assignment),
+        graded=tuple(finished),
+        entered=entered,
+        book=gradebook.recorded(folder, name) if enter else {},
+        isolation=used or _used_before(finished),
+        seconds=time.monotonic() - began,
+        stopped=stopped,
+        waiting=len(jobs) - len(finished),
+    )
+
+
+def print_grades(outcome: CourseRun, console: Console) -> None:
+    """The table of grades and what there is to know about the run."""
+    table = Table(title=f"{outcome.name}", title_justify="left")
+    for column in ("student", *outcome.tasks, "total", "gradebook", "status"):
+        table.add_column(column, justify="left" if column in ("student", "status") else "right", overflow="fold")
+    for each in outcome.graded:
+        tasks = {task.task: task for task in each.score.tasks} if each.score else {}
+        cells = [
+            f"{points_text(tasks[name].points)}/{tasks[name].max_points}" if name in tasks and not tasks[name].withheld else "–"
+            for name in outcome.tasks
+        ]
+        known = each.score is not None and each.status == "graded"
+        total = f"{points_text(each.score.points)}/{each.score.max_points}" if each.score is not None and known else "–"
+        book = outcome.book.get(each.student)
+        in_book = "–" if book is None else points_text(book.total) + (" late" if book.late_penalty else "") + (" manual" if book.manual else "")
+        entered = outcome.entered.get(each.student)
+        status = each.status if not (entered and entered.problem) else "not entered"
+        table.add_row(escape(each.student), *cells, total, in_book, status)
+    console.print(table)
+    for each in outcome.graded:
+        reasons = [each.problem] if each.problem else list(each.score.withheld[:5]) if each.score else []
+        if (entered := outcome.entered.get(each.student)) and entered.problem:
+            reasons.append(entered.problem)
+        for reason in reasons:
+            console.print(f"[yellow]{escape(each.student)}:[/yellow] {escape(reason)}", highlight=False, soft_wrap=True)
+    fresh = [each for each in outcome.graded if each.fresh]
+    if not fresh and not any(each.fresh for each in outcome.entered.values()) and not outcome.stopped:
+        console.print("Nothing to do: every submission is graded and entered. --force grades again.", highlight=False)
+    console.print(
+        f"{len(fresh)} graded now, {len(outcome.graded) - len(fresh)} before, in {outcome.seconds:.1f} s; "
+        f"isolation in force: {outcome.isolation}",
+        highlight=False,
+    )
+    if outcome.stopped:
+        console.print(
+            f"Stopped; {outcome.waiting} submissions wait. What is graded is stored: the same command goes on from here.",
+            highlight=False,
+        )
+
+
+@dataclass(frozen=True)
+class CorpusRun:
+    """How the corpus was graded."""
+
+    complaints: tuple[str, ...]
+    right: int
+    wrong: int
+    hostile: int
+    isolation: str
+    seconds: float
+
+
+def grade_corpus(name: str, *, isolation: str, steps: Steps) -> CorpusRun:
+    """Grade the corpus of `name` and compare with the heads of its files."""
+    began = time.monotonic()
+    loaded = suite.load(name)
+    entries = {f"{entry.kind}-{entry.name}": entry for entry in corpus.load(name)}
+    found: list[str] = []
+    with tempfile.TemporaryDirectory() as folder, _sandbox(loaded, _level(isolation)) as sandbox:
+        grader = Grader(loaded, sandbox, Path(folder), workers=_cores())
+        grader.warm_up()
+        with steps.step(f"grading the corpus of {name}", len(entries)) as progress:
+
+            def done(each: Graded) -> None:
+                found.extend(corpus.complaints(entries[each.student], each))
+                progress.advance(_line(each))
+
+            grader.grade([Job(key, entry.submission(loaded.manifest)) for key, entry in entries.items()], done)
+        used = _words(sandbox)
+    found += [f"no wrong submission fails {check}" for check in corpus.unkilled(entries.values(), loaded.assignment)]
+    kinds = [entry.kind for entry in entries.values()]
+    counts = [kinds.count(kind) for kind in corpus.KINDS]
+    return CorpusRun(tuple(sorted(found)), *counts, isolation=used, seconds=time.monotonic() - began)
+
+
+class _NoSandbox:
+    """Stands in where only stored results are looked at."""
+
+    isolation = None
+
+
+@contextlib.contextmanager
+def _sandbox(loaded: suite.Suite, minimum: int) -> Iterator[Sandbox]:
+    sandbox = best_sandbox(loaded.assignment.preload, minimum)
+    try:
+        yield sandbox
+    finally:
+        sandbox.close()
+
+
+def _level(word: str) -> int:
+    if word not in LEVELS:
+        raise SandboxUnavailable(f"Unknown isolation {word!r}. Use one of: {', '.join(LEVELS)}.")
+    return LEVELS[word]
+
+
+def _cores() -> int:
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def _words(sandbox: Sandbox) -> str:
+    return f"{sandbox.isolation.name} (level {sandbox.isolation.level})"
+
+
+def _used_before(graded: Sequence[Graded]) -> str:
+    used = {f"{each.result.isolation.name} (level {each.result.isolation.level})" for each in graded if each.result}
+    return ", ".join(sorted(used)) or "none used"
+
+
+def _line(each: Graded) -> str:
+    if each.score is None:
+        return f"{each.student}: withheld"
+    state = f"{points_text(each.score.points)}/{each.score.max_points}" if each.status == "graded" else "withheld"
+    return f"{each.student}: {state}"
+
+
+@contextlib.contextmanager
+def _lock(folder: Path) -> Iterator[None]:
+    """One grading run per course at a time; the second one says who is at it."""
+    from autograder.course import CourseError
+
+    folder.mkdir(parents=True, exist_ok=True)
+    folder.chmod(0o700)
+    with open(folder / ".lock", "a+", encoding="utf-8") as file:
+        try:
+            import fcntl
+
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except ImportError:
+            pass  # without flock there are no namespaces either: only self-checks run there
+        except BlockingIOError:
+            file.seek(0)
+            raise CourseError(
+                f"Another grading run is at work in this course ({file.read().strip() or 'unknown'}). Wait for it, or stop it."
+            ) from None
+        file.seek(0)
+        file.truncate()
+        file.write(f"process {os.getpid()} since {time.strftime('%Y-%m-%d %H:%M:%S')}\n")
+        file.flush()
+        yield
