@@ -17,6 +17,7 @@ import os
 import shutil
 import sysconfig
 import tempfile
+import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,6 +26,7 @@ from typing import Any
 import jupytext
 import nbformat
 from nbformat.v4 import new_code_cell, new_notebook
+from sqlalchemy.exc import SAWarning
 from traitlets.config import Config
 
 from autograder.errors import AutograderError
@@ -155,7 +157,7 @@ def read_source(name: str) -> Source:
 
 
 def source_files(source: Source) -> dict[str, str]:
-    """What belongs into nbgrader's `source/<name>/`: everything but the notebook is copied to students as it is."""
+    """What a build puts into nbgrader's `source/<name>/`: everything but the notebook is copied to students as it is."""
     name = source.assignment.name
     public = suite.repository() / "tests" / "grading" / name / "test_public.py"
     return {
@@ -192,7 +194,9 @@ def quiet_nbgrader() -> Iterator[io.StringIO]:
     path = os.environ.get("PATH", "")
     os.environ["PATH"] = os.pathsep.join([sysconfig.get_path("scripts"), path])
     try:
-        yield stream
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", SAWarning)  # nbgrader 0.9 on SQLAlchemy 2: about when objects join a session
+            yield stream
     finally:
         os.environ["PATH"] = path
         logger.handlers, logger.propagate = handlers, propagate

@@ -9,7 +9,7 @@ from traitlets.config import Config
 from traitlets.config.loader import PyFileConfigLoader
 
 from autograder.errors import AutograderError
-from autograder import build
+from autograder import build, suite
 
 __all__ = ["CONFIG", "CourseError", "api", "configure", "find", "init"]
 
@@ -51,11 +51,24 @@ def init(folder: Path, names: list[str], *, course_id: str, exchange: Path | Non
         line = f"c.Exchange.root = {str(exchange)!r}" if exchange else "# c.Exchange.root = '/srv/nbgrader/exchange'"
         config.write_text(TEMPLATE.format(course_id=course_id, exchange=line, isolation=isolation), encoding="utf-8")
     for name in names:
-        for path, text in build.source_files(build.read_source(name)).items():
-            target = folder / "source" / name / path
-            target.parent.mkdir(parents=True, exist_ok=True)
-            target.write_text(text, encoding="utf-8", newline="\n")
-        build.generate(folder, name, config=load_config(folder))
+        _add(folder, name)
+
+
+def _add(folder: Path, name: str) -> None:
+    """Put an assignment into the course, and make sure that nbgrader releases what `assignments/` holds."""
+    released = suite.repository() / "assignments" / name
+    files = {path.name: path.read_text(encoding="utf-8") for path in released.iterdir() if path.suffix != ".ipynb"}
+    files[f"{name}.ipynb"] = build.source_files(build.read_source(name))[f"{name}.ipynb"]
+    for path, text in files.items():
+        target = folder / "source" / name / path
+        target.parent.mkdir(parents=True, exist_ok=True)
+        target.write_text(text, encoding="utf-8", newline="\n")
+    build.generate(folder, name, config=load_config(folder))
+    file = f"{name}.ipynb"
+    if (folder / "release" / name / file).read_text(encoding="utf-8").rstrip() != (released / file).read_text(
+        encoding="utf-8"
+    ).rstrip():
+        raise CourseError(f"assignments/{name} is not what solutions/{name}.py gives. Run `autograder build {name}` first.")
 
 
 def find(start: Path) -> Path:

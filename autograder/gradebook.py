@@ -43,7 +43,8 @@ class Entered:
 def recorded(folder: Path, name: str) -> dict[str, Recorded]:
     """The gradebook's state of assignment `name`, by student."""
     config = course.load_config(folder)
-    with Gradebook(_db_url(folder), config.CourseDirectory.get("course_id", "")) as book:
+    course_id = config.CourseDirectory.get("course_id", "")
+    with build.quiet_nbgrader(), Gradebook(_db_url(folder), course_id) as book:
         try:
             submissions = book.assignment_submissions(name)
         except MissingEntry:

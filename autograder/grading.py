@@ -148,22 +148,23 @@ class Grader:
         pid = os.fork()
         if pid == 0:
             os.close(read)
-            self._judge_and_exit(job, seed, write)
+            self._judge_and_exit(job, seed, write, started)
         os.close(write)
         os.set_blocking(read, False)
         return _Running(job, tries, seed, pid, read, started)
 
-    def _judge_and_exit(self, job: Job, seed: int, write: int) -> None:
+    def _judge_and_exit(self, job: Job, seed: int, write: int, started: float) -> None:
         """In the forked judge: findings as JSON into the pipe. Does not return."""
         code = 1
+        times = {"fork_s": time.monotonic() - started}
         try:
             signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's to handle; running ones are finished
             assert job.submission is not None
             findings = judge(
                 self.suite.assignment, self.suite.files, job.submission, self.suite.manifest, self.sandbox,
-                seed=seed, limits=self.limits,
+                seed=seed, limits=self.limits, times=times,
             )  # fmt: skip
-            text = json.dumps([finding.model_dump(mode="json") for finding in findings])
+            text = json.dumps({"findings": [finding.model_dump(mode="json") for finding in findings], "times": times})
             with open(write, "wb") as stream:
                 stream.write(text.encode("utf-8", errors="replace"))
             code = 0
@@ -180,9 +181,9 @@ class Grader:
         assert each.job.submission is not None
         try:
             data = json.loads(bytes(each.data))
-            if status or not isinstance(data, list):
-                raise ValueError(data.get("error", "no findings") if isinstance(data, dict) else "no findings")
-            findings = tuple(Finding.model_validate(item) for item in data)
+            if status or "findings" not in data:
+                raise ValueError(data.get("error", "no findings"))
+            findings = tuple(Finding.model_validate(item) for item in data["findings"])
         except ValueError as error:
             if each.tries < JUDGE_TRIES and not self.stopping:
                 return None
@@ -205,6 +206,7 @@ class Grader:
             machine=device.describe().as_dict(),
             models={},
             seconds=round(time.monotonic() - each.started, 3),
+            times={name: round(value, 5) for name, value in data["times"].items()},
             withheld=each.job.submission.review,
             remarks=each.job.submission.remarks,
             findings=findings,

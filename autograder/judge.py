@@ -42,10 +42,11 @@ def judge(
     seed: int,
     only: str | None = None,
     limits: Limits | None = None,
+    times: dict[str, float] | None = None,
 ) -> list[Finding]:
     """The findings of all checks (or of the task `only`) on `submission`, in the assignment's order.
 
-    Runs student code in workers of `sandbox` only. Raises `SuiteError` if the suite is broken; a check that is broken gives
+    Runs student code in workers of `sandbox` only; `times` gets what that took besides the checks. Raises `SuiteError` if the suite is broken; a check that is broken gives
     a finding. Changes this process (pytest imports the suite), so run it in a fork or a process of its own.
     """
     running = RunningSubmission(submission.module(manifest), sandbox, limits, call_s=assignment.call_s)
@@ -59,6 +60,8 @@ def judge(
         )
     finally:
         running.close()
+        if times is not None:
+            times.update(running.times)
     if plugin.errors or code not in (pytest.ExitCode.OK, pytest.ExitCode.TESTS_FAILED):
         raise SuiteError(f"The suite of {assignment.name} cannot be run (pytest: {code!r}). " + "\n".join(plugin.errors))
     return plugin.findings

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import sys
@@ -35,11 +36,11 @@ class Shown:
         )
 
     def __repr__(self) -> str:
-        console = Console(width=110, no_color=True, file=open(os.devnull, "w"), record=True)  # noqa: SIM115
+        console = Console(width=110, no_color=True, force_jupyter=False, file=io.StringIO())
         for task in self.found.tasks:
             title = f"{task.task}: {feedback.points_text(task.points)} of {task.max_points} public points, read {self.found.read}"
             console.print(feedback.table(title, feedback.rows(self.found.assignment, self.found.findings, task.task)))
-        return console.export_text()
+        return console.file.getvalue()  # type: ignore[attr-defined]
 
 
 class Problem:

@@ -27,6 +27,7 @@ __all__ = ["JudgePlugin"]
 
 TIMEOUTS_PER_TASK = 2
 """After so many the rest of a task is not run: an endless loop would otherwise cost its limit once per check."""
+NOT_IMPLEMENTED = "Not implemented yet."
 PUBLIC_FILES = ("test_public.py", "public_checks.py")
 
 
@@ -150,7 +151,7 @@ class JudgePlugin:
             hidden=check.hidden,
             sentence=sentence,
             message=message,
-            hint="" if outcome is Outcome.PASSED else hint,
+            hint=hint if outcome is Outcome.FAILED and message != NOT_IMPLEMENTED else "",
             value=value,
             expected=expected,
             seconds=round(seconds, 4),
@@ -179,7 +180,7 @@ class JudgePlugin:
     def _describe(self, error: SubmissionRaised) -> str:
         """What the submission raised, in a sentence, with the line of the student's code."""
         if error.type_name == "NotImplementedError":
-            return "Not implemented yet."
+            return NOT_IMPLEMENTED
         where = ""
         if error.lines:
             cell, number, line = error.lines[-1]

@@ -9,6 +9,7 @@ A Python function among the arguments runs in the judge when the submission call
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -68,6 +69,8 @@ class RunningSubmission:
         self._check_fault: SubmissionFault | None = None
         self._deadline: Deadline | None = None
         self.load_errors: dict[str, SubmissionRaised] = {}
+        self.times = {"worker_s": 0.0, "load_s": 0.0, "calls": 0.0}
+        """What starting workers and loading the submission took, and how many messages were exchanged."""
 
     def __getattr__(self, name: str) -> Callable[..., Any]:
         if name.startswith("_"):
@@ -105,7 +108,10 @@ class RunningSubmission:
             raise fault
         if self._session is None or self._session.dead:
             self.fresh()
+            began = time.monotonic()
             self._session = _Session(self._sandbox.start(self._limits), self)
+            started = time.monotonic()
+            self.times["worker_s"] += started - began
             try:
                 failed = self._session.exchange(["load", self._cells])
                 if type(failed) is not dict:
@@ -115,6 +121,8 @@ class RunningSubmission:
                 timeout = isinstance(fault, SubmissionFault) and fault.timeout
                 self._load_fault = SubmissionFault(f"While it was being loaded, your code {fault}.", timeout=timeout)
                 raise self._load_fault from None
+            finally:
+                self.times["load_s"] += time.monotonic() - started
         return self._session
 
     def _time(self) -> Deadline:
@@ -152,6 +160,7 @@ class _Session:
         except TimeoutError:
             raise SubmissionFault("ran out of the time that the whole check has", timeout=True) from None
         failed: BaseException | None = None
+        self.owner.times["calls"] += 1
         try:
             self.wire.send(message, self.encode, deadline)
             while True:

@@ -57,6 +57,8 @@ class Result(BaseModel):
     machine: dict[str, object]
     models: dict[str, str]
     seconds: float
+    times: dict[str, float] = {}
+    """Seconds of fork, start of workers and loading, and the number of calls; the rest are the checks and the judge's own."""
     withheld: tuple[str, ...]
     """Reasons that concern the whole submission."""
     remarks: tuple[str, ...]

@@ -134,23 +134,20 @@ def grade_course(
 
 def print_grades(outcome: CourseRun, console: Console) -> None:
     """The table of grades and what there is to know about the run."""
-    table = Table(title=f"{outcome.name}", title_justify="left")
-    for column in ("student", *outcome.tasks, "total", "gradebook", "status"):
+    table = Table(title=outcome.name, title_justify="left")
+    for column in ("student", *(f"{number}" for number, _ in enumerate(outcome.tasks, 1)), "total", "gradebook", "status"):
         table.add_column(column, justify="left" if column in ("student", "status") else "right", overflow="fold")
     for each in outcome.graded:
-        tasks = {task.task: task for task in each.score.tasks} if each.score else {}
-        cells = [
-            f"{points_text(tasks[name].points)}/{tasks[name].max_points}" if name in tasks and not tasks[name].withheld else "–"
-            for name in outcome.tasks
-        ]
-        known = each.score is not None and each.status == "graded"
-        total = f"{points_text(each.score.points)}/{each.score.max_points}" if each.score is not None and known else "–"
+        tasks = {task.task: task for task in each.score.tasks} if each.score and not each.score.withheld else {}
+        cells = [f"{points_text(tasks[name].points)}/{tasks[name].max_points}" if tasks else "–" for name in outcome.tasks]
+        total = f"{points_text(each.score.points)}/{each.score.max_points}" if each.score and tasks else "–"
         book = outcome.book.get(each.student)
-        in_book = "–" if book is None else points_text(book.total) + (" late" if book.late_penalty else "") + (" manual" if book.manual else "")
+        notes = "" if book is None else (" late" if book.late_penalty else "") + (" manual" if book.manual else "")
         entered = outcome.entered.get(each.student)
         status = each.status if not (entered and entered.problem) else "not entered"
-        table.add_row(escape(each.student), *cells, total, in_book, status)
+        table.add_row(escape(each.student), *cells, total, "–" if book is None else points_text(book.total) + notes, status)
     console.print(table)
+    console.print("  ".join(f"{number} {name}" for number, name in enumerate(outcome.tasks, 1)), highlight=False)
     for each in outcome.graded:
         reasons = [each.problem] if each.problem else list(each.score.withheld[:5]) if each.score else []
         if (entered := outcome.entered.get(each.student)) and entered.problem:

@@ -288,6 +288,11 @@ class NamespaceSandbox(_Closing):
                 raise SandboxUnavailable(
                     f"{path} would show this repository, {ROOT}, to submissions. Name a folder inside it."
                 )
+        for path in (path for path in paths if os.geteuid() == 0 and os.path.isdir(path)):
+            if os.stat(path).st_mode & 0o5 != 0o5:  # root's sandboxes run as nobody
+                raise SandboxUnavailable(
+                    f"{path} is closed to other users, and so to workers. Try: chmod -R o+rX {path}"
+                )
         if site.ENABLE_USER_SITE:
             paths.add(site.getusersitepackages())
         if not installed:
@@ -561,10 +566,10 @@ def best_sandbox(
 ) -> NamespaceSandbox | ProcessSandbox:
     """The strongest sandbox to be had. Raises SandboxUnavailable, with a remedy, if it is below `minimum_level`."""
     try:
+        if minimum_level > 3:
+            raise SandboxUnavailable("No back-end of this version gives more than level 3.")
         return NamespaceSandbox(preload, read_only_paths, serve=serve)
     except SandboxUnavailable as error:
         if minimum_level > 0:
-            raise SandboxUnavailable(
-                f"Level {minimum_level} is demanded, and this machine gives level 0. {error}"
-            ) from None
+            raise SandboxUnavailable(f"Level {minimum_level} is demanded and cannot be had. {error}") from None
         return ProcessSandbox(serve=serve, refused=(str(error),))

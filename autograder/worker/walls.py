@@ -4,8 +4,8 @@ Outer wall, once per zygote: `outer_namespaces`, then in a fork `build_root` and
 Inner wall, per submission, in a fork with one thread: `worker_namespaces`, then in its fork `enter_worker`, which forks
 once more: process 1 of the new namespace reaps, process 2 is the worker.
 
-Covered: files (only the given paths, read-only), network, abstract Unix sockets, shared memory of others, signals to and
-sight of other processes, set-uid programs, capabilities, left-over processes, space and number of scratch files, memory
+Covered: files (only the given paths, read-only), network, abstract Unix sockets, shared memory of others, signals to
+and sight of other processes, set-uid programs, capabilities, left-over processes, space and number of scratch files, memory
 and CPU time per process, number of processes and threads, core dumps, the system calls that `seccomp` denies.
 Not covered: the kernel's own faults; Landlock (a second line for files); cgroup limits, so CPU time counts per process
 and the memory of all processes together is watched by the zygote, not bounded by the kernel; buffers of sockets; GPUs,
@@ -242,7 +242,7 @@ def worker_namespaces() -> None:
 def enter_worker(
     limits: Mapping[str, int], filter_program: bytes, reap: Callable[[int], None]
 ) -> tuple[tuple[str, ...], tuple[str, ...]]:
-    """Called by process 1 of the new pid namespace: raise all inner walls, fork, and return in the worker only.
+    """As process 1 of the new pid namespace: raise all inner walls, fork, and return in the worker only.
 
     `limits` has the fields of `autograder.sandbox.Limits`. Process 1 calls `reap` with the worker's pid. Gives the names
     of the walls in force and what was refused. Raises WallError with the step that failed.
@@ -277,15 +277,9 @@ def enter_worker(
         reap(pid)
         os._exit(0)
     _call("open /proc/self", "prctl", PR_SET_DUMPABLE, 1, 0, 0, 0)
-    names = (
-        "user mount pid net ipc uts cgroup namespaces",
-        proc,
-        "scratch quota",
-        "rlimits",
-        "no capabilities",
-        "seccomp",
-    )
-    return names, (refused,) if refused else ()
+    return ("own namespaces", proc, "scratch quota", "rlimits", "no capabilities", "seccomp"), (
+        refused,
+    ) if refused else ()
 
 
 def _set_limits(limits: Mapping[str, int], mapped: int) -> None:

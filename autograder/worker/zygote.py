@@ -3,8 +3,8 @@
     judge ─control─▶ launcher ─fork─▶ zygote (outer wall) ─fork─▶ keeper ─fork─▶ process 1 ─fork─▶ worker (inner wall)
 
 The control socket (Unix SEQPACKET) carries the configuration, our "ready", then requests: JSON limits and the
-descriptors of the wire, the output pipe and the status socket. The *keeper* (trusted, outside the worker's pid namespace)
-takes one and reports on its status socket: `started` with a pidfd of process 1, or `failed` with step and errno (our
+descriptors of the wire, the output pipe and the status socket. The *keeper* (trusted, outside the worker's pid
+namespace) takes one and reports on its status socket: `started` with a pidfd of process 1, or `failed` with step and errno (our
 fault), then `ended`. It ends the worker when the judge goes away or when the worker's processes use too much memory.
 
 Covered: a worker that ends in any way, a judge that is killed, several judges on one control socket.

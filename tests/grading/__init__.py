@@ -1,0 +1,1 @@
+"""Suites: one package per assignment, with the checks, their points and their oracles."""

@@ -1,0 +1,285 @@
+"""The public checks of `kv_cache`: worked examples with the numbers of the handout. Released with the assignment."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from autograder.checks import expect_close, expect_equal, expect_raises
+
+GIB = 2**30
+SMOLLM2 = {"n_heads": 9, "n_kv_heads": 3, "head_dim": 64}
+LLAMA_3_8B = {"n_heads": 32, "n_kv_heads": 8, "head_dim": 128}
+
+
+def model(submission: Any, n_layers: int, **layer: Any) -> Any:
+    """A KVSpec of `n_layers` equal attention layers."""
+    return submission.KVSpec((submission.AttentionLayer(**layer),) * n_layers)
+
+
+# ------------------------------------------------------------------------------------------------- kv_bytes_per_token
+
+
+def test_bytes_per_kv_head(submission):
+    """Each layer stores one key and one value per KV head, whether heads are shared (GQA, MQA) or not (MHA).
+
+    Hint: The KV heads are counted by n_kv_heads; n_heads counts the queries, which are not stored.
+    """
+    for what, n_layers, layer, expected in (
+        ("Llama-2-7B in fp16 (MHA)", 32, {"n_heads": 32, "n_kv_heads": 32, "head_dim": 128}, 524_288),
+        ("Llama-3-8B in bf16 (GQA)", 32, LLAMA_3_8B, 131_072),
+        ("SmolLM2-135M in bf16 (GQA)", 30, SMOLLM2, 23_040),
+        ("SmolLM2-135M in fp32", 30, {**SMOLLM2, "dtype_bytes": 4}, 46_080),
+        ("Falcon-7B in bf16 (MQA)", 32, {"n_heads": 71, "n_kv_heads": 1, "head_dim": 64}, 8_192),
+        (
+            "one layer with keys of 192 and values of 128",
+            1,
+            {**LLAMA_3_8B, "head_dim": 192, "value_head_dim": 128},
+            5_120,
+        ),
+    ):
+        expect_equal(submission.kv_bytes_per_token(model(submission, n_layers, **layer)), expected, f"Bytes of {what}")
+
+
+def test_bytes_latent(submission):
+    """A latent layer (MLA) stores one latent and one rotary key per token, and all of it on every rank.
+
+    Hint: There is one vector for keys and values together, and it has no heads that ranks could share.
+    """
+    deepseek_v3 = submission.KVSpec((submission.LatentLayer(128, kv_lora_rank=512, qk_rope_head_dim=64),) * 61)
+    expect_equal(submission.kv_bytes_per_token(deepseek_v3), 70_272, "Bytes of DeepSeek-V3 in bf16")
+    expect_equal(submission.kv_bytes_per_token(deepseek_v3, tp=8), 70_272, "Bytes of DeepSeek-V3 on each of 8 ranks")
+
+
+def test_bytes_tensor_parallel(submission):
+    """Ranks share the KV heads evenly, and repeat them if there are more ranks than KV heads.
+
+    Hint: Compute the KV heads of one rank first. It is never less than one.
+    """
+    llama = model(submission, 32, **LLAMA_3_8B)
+    for tp, expected in ((1, 131_072), (2, 65_536), (4, 32_768), (8, 16_384), (16, 16_384), (32, 16_384)):
+        expect_equal(submission.kv_bytes_per_token(llama, tp=tp), expected, f"Bytes of Llama-3-8B on one of {tp} ranks")
+    what = "kv_bytes_per_token of 9 query heads and 3 KV heads, with tp=2,"
+    expect_raises(
+        "ValueError", lambda: submission.kv_bytes_per_token(model(submission, 30, **SMOLLM2), tp=2), what, naming="tp"
+    )
+
+
+# ----------------------------------------------------------------------------------------------------- kv_cache_bytes
+
+
+def test_cache_contiguous(submission):
+    """A contiguous cache holds the tokens of all sequences, and nothing for no sequences.
+
+    Hint: Without a block_size nothing is rounded.
+    """
+    llama = model(submission, 32, **LLAMA_3_8B)
+    for lengths, expected in (([100], 13_107_200), ([1, 17, 100], 15_466_496), ([0, 5, 0], 655_360), ([], 0)):
+        expect_equal(submission.kv_cache_bytes(llama, lengths), expected, f"Bytes of sequences of {lengths} tokens")
+    expect_equal(submission.kv_cache_bytes(llama, [100], tp=4), 3_276_800, "Bytes of 100 tokens on one of 4 ranks")
+
+
+def test_cache_paged(submission):
+    """A paged cache holds whole blocks, rounded up for each sequence on its own.
+
+    Hint: Two sequences never share a block that is not full, so round each length, not their sum.
+    """
+    llama = model(submission, 32, **LLAMA_3_8B)
+    for lengths, blocks in (([100], 7), ([16], 1), ([17], 2), ([1, 1, 1], 3), ([15, 16, 17], 4), ([0, 1], 1), ([], 0)):
+        what = f"Bytes of sequences of {lengths} tokens in blocks of 16"
+        expect_equal(submission.kv_cache_bytes(llama, lengths, block_size=16), blocks * 16 * 131_072, what)
+
+
+def test_cache_sliding_window(submission):
+    """A sliding-window layer keeps the tokens that the next one can still see, and a full one beside it keeps all.
+
+    Hint: The next token sees itself and the W - 1 before it. In blocks, W tokens need not begin at a block's edge.
+    """
+    mistral = model(submission, 32, **LLAMA_3_8B, window=4096)
+    for length, tokens in ((4_094, 4_094), (4_095, 4_095), (4_096, 4_095), (32_768, 4_095)):
+        what = f"Contiguous bytes of {length:,} tokens with a window of 4,096"
+        expect_equal(submission.kv_cache_bytes(mistral, [length]), tokens * 131_072, what)
+    for length, blocks in ((100, 7), (4_096, 256), (4_112, 257), (32_768, 257)):
+        what = f"Bytes of {length:,} tokens in blocks of 16 with a window of 4,096"
+        expect_equal(submission.kv_cache_bytes(mistral, [length], block_size=16), blocks * 16 * 131_072, what)
+    local = submission.AttentionLayer(8, 4, 256, window=512)
+    mixed = submission.KVSpec((local, local, submission.AttentionLayer(8, 4, 256)))
+    what = "Contiguous bytes of 1,000 tokens in two layers with a window of 512 and one without"
+    expect_equal(submission.kv_cache_bytes(mixed, [1_000]), (511 + 511 + 1_000) * 4_096, what)
+
+
+# ---------------------------------------------------------------------------------------------------- max_concurrency
+
+
+def test_concurrency_of_vllm_log(submission):
+    """The concurrency is the one that vLLM logs for SmolLM2-135M, blocks of 32 and 1 GiB: 45.50x for 1,024 tokens.
+
+    Hint: Whole blocks in the budget (1,456 of them), divided by the whole blocks of one request. Do not round the result.
+    """
+    smollm2 = model(submission, 30, **SMOLLM2)
+    budget = submission.MemoryBudget(GIB, 1.0, 0, 0)
+    for tokens, expected in ((1_024, 1456 / 32), (1_025, 1456 / 33), (1, 1456.0), (46_592, 1.0), (93_184, 0.5)):
+        what = f"Concurrency for {tokens:,} tokens per request"
+        expect_close(submission.max_concurrency(smollm2, budget, tokens, 32), expected, what)
+
+
+def test_concurrency_budget(submission):
+    """The budget is the usable share of the total, less the weights and the largest activations.
+
+    Hint: The utilization applies to the total only; what is taken off afterwards is taken off whole.
+    """
+    llama = model(submission, 32, **LLAMA_3_8B)
+    for total, utilization, weights, peak, blocks in (
+        (80 * GIB, 0.9, 16_060_522_496, 2 * GIB, 28_181),
+        (24 * GIB, 0.9, 16_060_522_496, GIB, 2_888),
+        (24 * GIB, 1.0, 16_060_522_496, 0, 4_629),
+        (3 * GIB, 0.5, GIB, GIB // 4, 128),
+    ):
+        budget = submission.MemoryBudget(total, utilization, weights, peak)
+        what = f"Concurrency of Llama-3-8B for 8,192 tokens with {show_gib(total)} of memory, utilization {utilization}"
+        expect_close(submission.max_concurrency(llama, budget, 8_192, 16), blocks / 512, what)
+    budget = submission.MemoryBudget(80 * GIB, 0.9, 16_060_522_496 // 4, 2 * GIB)
+    what = "Concurrency of Llama-3-8B for 8,192 tokens on one of 4 ranks with 80 GiB each"
+    expect_close(submission.max_concurrency(llama, budget, 8_192, 16, tp=4), 135_701 / 512, what)
+
+
+def show_gib(value: int) -> str:
+    return f"{value / GIB:g} GiB"
+
+
+# -------------------------------------------------------------------------------------------- max_model_len_that_fits
+
+
+def test_length_examples(submission):
+    """The requests may be as long as their equal share of the blocks, and no longer than the limit.
+
+    Hint: Divide the blocks among the requests first, then turn whole blocks into tokens.
+    """
+    smollm2 = model(submission, 30, **SMOLLM2)
+    budget = submission.MemoryBudget(GIB, 1.0, 0, 0)
+    for users, limit, expected in (
+        (1, 8_192, 8_192),
+        (16, 8_192, 2_912),
+        (16, 2_911, 2_911),
+        (100, 8_192, 448),
+        (1_456, 99, 32),
+    ):
+        what = f"Longest length of {users:,} requests with a limit of {limit:,}"
+        expect_equal(submission.max_model_len_that_fits(smollm2, budget, users, 32, limit), expected, what)
+
+
+def test_length_nothing_fits(submission):
+    """Where not a single token fits, the answer is 0 and no exception.
+
+    Hint: max_concurrency raises InfeasibleError when there is not even one page. Here that is an ordinary answer.
+    """
+    smollm2 = model(submission, 30, **SMOLLM2)
+    for what, fields, users in (
+        ("more requests than blocks", (GIB, 1.0, 0, 0), 1_457),
+        ("less than a page", (700_000, 1.0, 0, 0), 1),
+        ("weights larger than the memory", (GIB, 0.9, 2 * GIB, 0), 1),
+    ):
+        budget = submission.MemoryBudget(*fields)
+        expect_equal(
+            submission.max_model_len_that_fits(smollm2, budget, users, 32, 512), 0, f"Longest length with {what}"
+        )
+
+
+# ---------------------------------------------------------------------------------------------------------- BlockPool
+
+
+def test_pool_hands_out_in_order(submission):
+    """New blocks come from the head of the free queue, never the null block, and all of them or none.
+
+    Hint: Compare with the number of free blocks before you take the first one.
+    """
+    pool = submission.BlockPool(6, 4)
+    expect_equal(pool.num_free_blocks(), 5, "Free blocks of a new pool of 6 (block 0 is the null block)")
+    expect_equal(pool.get_new_blocks(2), [1, 2], "The first two blocks")
+    expect_equal(pool.get_new_blocks(0), [], "No blocks")
+    expect_raises("OutOfBlocksError", lambda: pool.get_new_blocks(4), "Asking for 4 blocks when 3 are free")
+    expect_equal(pool.num_free_blocks(), 3, "Free blocks after a request that could not be met")
+    expect_equal(pool.get_new_blocks(3), [3, 4, 5], "The last three blocks")
+    expect_close(pool.usage(), 1.0, "Usage of a pool with all blocks in use")
+
+
+def test_pool_counts_holders(submission):
+    """A block is free again when the last of its holders has freed it.
+
+    Hint: get_new_blocks starts the count at 1, touch adds one, free_blocks takes one away.
+    """
+    pool = submission.BlockPool(5, 4)
+    pool.get_new_blocks(2)
+    pool.touch([1])
+    pool.touch([1, 2])
+    expect_equal([pool.ref_count(block) for block in range(5)], [0, 3, 2, 0, 0], "The counts of blocks 0 to 4")
+    pool.free_blocks([1, 2])
+    expect_equal([pool.ref_count(block) for block in range(5)], [0, 2, 1, 0, 0], "The counts after one holder has left")
+    expect_equal(pool.num_free_blocks(), 2, "Free blocks while both are still held")
+    expect_close(pool.usage(), 0.5, "Usage with 2 of 4 blocks held (the null block does not count)")
+    pool.free_blocks([1, 2])
+    pool.free_blocks([1])
+    expect_equal(pool.num_free_blocks(), 4, "Free blocks after the last holder has left")
+    expect_close(pool.usage(), 0.0, "Usage of a pool without holders")
+
+
+def test_pool_frees_last_block_first(submission):
+    """Freed blocks join the tail of the free queue, the last block of the sequence first.
+
+    Hint: Walk through the list from its end.
+    """
+    pool = submission.BlockPool(7, 4)
+    pool.get_new_blocks(4)
+    pool.free_blocks([2, 3, 4])
+    pool.free_blocks([1])
+    expect_equal(pool.get_new_blocks(6), [5, 6, 4, 3, 2, 1], "The order in which the blocks come back")
+
+
+def test_pool_finds_prefixes(submission):
+    """A full block is found by its tokens and its whole prefix, in use or free, until it is handed out again.
+
+    Hint: Follow the example of the handout, and print the free queue after each step.
+    """
+    abcd, efgh = [65, 66, 67, 68], [69, 70, 71, 72]
+    pool = submission.BlockPool(6, 4)
+    blocks = pool.get_new_blocks(3)
+    first = pool.cache_full_block(1, None, abcd)
+    second = pool.cache_full_block(2, first, efgh)
+    expect_equal(pool.get_cached_block(None, abcd), 1, "The block with the first four tokens, in use")
+    expect_equal(pool.get_cached_block(first, efgh), 2, "The block with the next four tokens")
+    expect_equal(pool.get_cached_block(None, efgh), None, "A block with these tokens, but at the start of a sequence")
+    expect_equal(pool.get_cached_block(second, efgh), None, "A block with these tokens, but after another prefix")
+    expect_equal(pool.get_cached_block(first, efgh, ["tenant"]), None, "A block with these tokens and an extra key")
+    pool.free_blocks(blocks)
+    expect_equal(pool.get_cached_block(None, abcd), 1, "The block with the first four tokens, free")
+    pool.touch([1])
+    expect_equal(pool.num_free_blocks(), 4, "Free blocks after a cached one was touched")
+    expect_equal(pool.get_new_blocks(3), [4, 5, 3], "The next blocks after block 1 has left the queue")
+    expect_equal(pool.get_cached_block(first, efgh), 2, "The cached block that is still in the queue")
+    expect_equal(pool.get_new_blocks(1), [2], "The last block of the queue")
+    expect_equal(pool.get_cached_block(first, efgh), None, "The block after it was handed out for other tokens")
+    expect_equal(pool.get_cached_block(None, abcd), 1, "The block that was touched")
+    what = "cache_full_block with 3 tokens in blocks of 4"
+    expect_raises("ValueError", lambda: pool.cache_full_block(4, None, abcd[:3]), what, naming="token_ids")
+    expect_equal(pool.reset(), False, "reset() while blocks are in use")
+    expect_equal(pool.get_cached_block(None, abcd), 1, "The block after a reset that was refused")
+    pool.free_blocks([1, 2, 3, 4, 5])
+    expect_equal(pool.reset(), True, "reset() when all blocks are free")
+    expect_equal(pool.get_cached_block(None, abcd), None, "The block after a reset")
+
+
+def test_pool_refuses_double_free(submission):
+    """Freeing a block that nobody holds is an error, and changes nothing.
+
+    Hint: Look at all blocks of the list before you change the first; the same id may stand in it twice.
+    """
+    pool = submission.BlockPool(5, 4)
+    pool.get_new_blocks(3)
+    pool.free_blocks([3])
+    expect_raises("ValueError", lambda: pool.free_blocks([3]), "Freeing block 3 a second time")
+    expect_raises("ValueError", lambda: pool.free_blocks([3, 1, 2]), "Freeing a free block and two that are in use")
+    expect_raises(
+        "ValueError", lambda: pool.free_blocks([1, 2, 1]), "Freeing a block with one holder twice in one call"
+    )
+    expect_raises("ValueError", lambda: pool.free_blocks([0]), "Freeing the null block")
+    expect_equal([pool.ref_count(block) for block in range(5)], [0, 1, 1, 0, 0], "The counts after calls that failed")
+    expect_equal(pool.get_new_blocks(2), [4, 3], "The free queue after calls that failed")
