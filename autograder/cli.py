@@ -218,7 +218,7 @@ def corpus(
     for complaint in found.complaints:
         console.print(f"[red]✗[/red] {escape(complaint)}", highlight=False)
     console.print(
-        f"{name}: {found.right} right, {found.wrong} wrong and {found.hostile} hostile submissions graded; "
+        f"{name}: {', '.join(f'{count} {kind}' for kind, count in found.counts.items())} submissions graded; "
         f"{len(found.complaints)} not as their head says; {found.seconds:.1f} s; isolation {found.isolation}",
         highlight=False,
     )

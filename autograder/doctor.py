@@ -35,7 +35,7 @@ class Line:
 def examine() -> Iterator[Line]:
     """Look at everything that grading needs, one after the other."""
     machine = device.describe()
-    yield Line("machine", True, f"{machine.cpu}, {machine.cores} cores, {machine.memory_bytes / 2**30:.1f} GiB, {machine.python}")
+    yield Line("machine", True, f"{machine.cpu}, {machine.cores} cores, {(machine.memory_bytes or 0) / 2**30:.1f} GiB, {machine.python}")
     yield Line("tier", True, machine.tier, "; ".join(machine.reasons))
     for package, means in PACKAGES.items():
         version = machine.packages.get(package)

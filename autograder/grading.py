@@ -22,13 +22,14 @@ from autograder import oracle, results, suite
 from autograder.finding import Finding
 from autograder.grade import Score, score
 from autograder.judge import judge
+from autograder.manifest import Manifest
 from autograder.results import IsolationRecord, Result
 from autograder.sandbox import Limits, Sandbox
 from autograder.submission import Submission, UnreadableSubmission
 from autograder.suite import Suite
 from gpu_env import device
 
-__all__ = ["Graded", "Grader", "Job", "discover"]
+__all__ = ["Graded", "Grader", "Job", "discover", "stored"]
 
 JUDGE_TRIES = 2
 
@@ -59,7 +60,7 @@ class Graded:
         return "withheld" if self.score.withheld else "graded"
 
 
-def discover(submitted: Path, name: str, manifest: suite.Manifest, students: Iterable[str] = ()) -> list[Job]:
+def discover(submitted: Path, name: str, manifest: Manifest, students: Iterable[str] = ()) -> list[Job]:
     """The submissions for `name` under nbgrader's `submitted/` folder, by student. Unreadable ones are jobs with a problem."""
     from autograder import pair
 
@@ -74,6 +75,26 @@ def discover(submitted: Path, name: str, manifest: suite.Manifest, students: Ite
         except UnreadableSubmission as error:
             jobs.append(Job(student, None, str(error)))
     return jobs
+
+
+def stored(loaded: Suite, folder: Path, job: Job, minimum_level: int, tier: str = "cpu") -> Graded | None:
+    """What an earlier run found out about the same content at `minimum_level` of isolation or above, if it is stored."""
+    if job.submission is None:
+        return Graded(job.student, None, None, job.problem, fresh=False)
+    result = results.load(_file(loaded, folder, job, tier))
+    if result is None or result.submission_hash != job.submission.hash or result.suite_hash != loaded.hash:
+        return None
+    return None if result.isolation.level < minimum_level else _graded(loaded, result, fresh=False)
+
+
+def _file(loaded: Suite, folder: Path, job: Job, tier: str) -> Path:
+    assert job.submission is not None
+    name = results.key(job.submission.hash, loaded.hash, tier)
+    return results.path(folder, loaded.assignment.name, job.student, name)
+
+
+def _graded(loaded: Suite, result: Result, *, fresh: bool) -> Graded:
+    return Graded(result.student, result, score(loaded.assignment, result.findings, result.withheld), fresh=fresh)
 
 
 @dataclass
@@ -95,15 +116,6 @@ class Grader:
         for file in ("test_public", "test_hidden"):
             importlib.import_module(f"grading.{self.suite.assignment.name}.{file}")
         oracle.prepare()
-
-    def stored(self, job: Job) -> Graded | None:
-        """What an earlier run found out about the same content, if it is stored."""
-        if job.submission is None:
-            return Graded(job.student, None, None, job.problem, fresh=False)
-        result = results.load(self._file(job))
-        if result is None or result.submission_hash != job.submission.hash or result.suite_hash != self.suite.hash:
-            return None
-        return self._graded(result, fresh=False)
 
     def grade(self, jobs: Iterable[Job], done: Callable[[Graded], None]) -> None:
         """Judge `jobs` in parallel; `done` is called with each as it ends, its result stored.
@@ -211,16 +223,9 @@ class Grader:
             remarks=each.job.submission.remarks,
             findings=findings,
         )
-        results.save(self._file(each.job), result)
-        return self._graded(result, fresh=True)
+        results.save(_file(self.suite, self.folder, each.job, self.tier), result)
+        return _graded(self.suite, result, fresh=True)
 
-    def _file(self, job: Job) -> Path:
-        assert job.submission is not None
-        name = results.key(job.submission.hash, self.suite.hash, self.tier)
-        return results.path(self.folder, self.suite.assignment.name, job.student, name)
-
-    def _graded(self, result: Result, *, fresh: bool) -> Graded:
-        return Graded(result.student, result, score(self.suite.assignment, result.findings, result.withheld), fresh=fresh)
 
 
 @dataclass

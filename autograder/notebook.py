@@ -36,11 +36,12 @@ class Shown:
         )
 
     def __repr__(self) -> str:
-        console = Console(width=110, no_color=True, force_jupyter=False, file=io.StringIO())
+        text = io.StringIO()
+        console = Console(width=110, no_color=True, force_jupyter=False, file=text)
         for task in self.found.tasks:
             title = f"{task.task}: {feedback.points_text(task.points)} of {task.max_points} public points, read {self.found.read}"
             console.print(feedback.table(title, feedback.rows(self.found.assignment, self.found.findings, task.task)))
-        return console.file.getvalue()  # type: ignore[attr-defined]
+        return text.getvalue()
 
 
 class Problem:

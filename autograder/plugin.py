@@ -67,7 +67,7 @@ class JudgePlugin:
             suppress_health_check=list(HealthCheck),
         )
         settings.load_profile("grading")
-        core.global_force_seed = self.seed
+        core.global_force_seed = self.seed  # type: ignore[assignment]
 
     def pytest_collection_modifyitems(self, items: list[pytest.Item]) -> None:
         """Match test functions and the assignment's checks, one to one, and put them into the assignment's order."""

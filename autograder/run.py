@@ -17,7 +17,7 @@ from rich.table import Table
 
 from autograder import corpus, suite
 from autograder.feedback import points_text
-from autograder.grading import Graded, Grader, Job, discover
+from autograder.grading import Graded, Grader, Job, discover, stored
 from autograder.sandbox import Sandbox, SandboxUnavailable, best_sandbox
 
 if TYPE_CHECKING:
@@ -84,12 +84,9 @@ def grade_course(
     graded: dict[str, Graded] = {}
     stopped = False
     with _lock(folder / "results"):
-        idle = Grader(loaded, _NoSandbox(), folder / "results")
-        if not force:
-            for job in jobs:
-                found = idle.stored(job)
-                if found and (found.result is None or found.result.isolation.level >= minimum):
-                    graded[job.student] = found
+        for job in jobs:
+            if not force and (found := stored(loaded, folder / "results", job, minimum)):
+                graded[job.student] = found
         todo = [job for job in jobs if job.student not in graded and job.submission is not None]
         for job in jobs:
             if job.submission is None:
@@ -174,9 +171,8 @@ class CorpusRun:
     """How the corpus was graded."""
 
     complaints: tuple[str, ...]
-    right: int
-    wrong: int
-    hostile: int
+    counts: dict[str, int]
+    """Submissions by kind."""
     isolation: str
     seconds: float
 
@@ -200,14 +196,8 @@ def grade_corpus(name: str, *, isolation: str, steps: Steps) -> CorpusRun:
         used = _words(sandbox)
     found += [f"no wrong submission fails {check}" for check in corpus.unkilled(entries.values(), loaded.assignment)]
     kinds = [entry.kind for entry in entries.values()]
-    counts = [kinds.count(kind) for kind in corpus.KINDS]
-    return CorpusRun(tuple(sorted(found)), *counts, isolation=used, seconds=time.monotonic() - began)
-
-
-class _NoSandbox:
-    """Stands in where only stored results are looked at."""
-
-    isolation = None
+    counts = {kind: kinds.count(kind) for kind in corpus.KINDS}
+    return CorpusRun(tuple(sorted(found)), counts, used, time.monotonic() - began)
 
 
 @contextlib.contextmanager

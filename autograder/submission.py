@@ -178,7 +178,7 @@ def _select(file: str, about: dict[str, Any], code: list[_Cell], manifest: Manif
         )
     answers: dict[str, str] = {}
     missing: dict[str, str] = {}
-    used = set()
+    used: set[int] = set()
     for name in wanted:
         candidates = [cell for cell in known if cell.name == name]
         used.update(cell.number for cell in candidates)

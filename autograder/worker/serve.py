@@ -20,6 +20,7 @@ import sys
 import threading
 import traceback
 import types
+from collections.abc import Callable
 from typing import Any
 
 from autograder.worker import arrays
@@ -48,7 +49,7 @@ class _Server:
         self.lock = threading.RLock()  # student threads may call the judge's functions too
 
     def run(self) -> None:
-        handlers = {"load": self.load, "describe": self.describe, "call": self.call}
+        handlers: dict[str, Callable[..., Any]] = {"load": self.load, "describe": self.describe, "call": self.call}
         while True:
             try:
                 kind, *arguments = self.wire.receive(self.decode, FOREVER)
