@@ -111,7 +111,7 @@ class Worker:
         """
         if self._killed:
             return
-        if self.end_reason(0.5 if self._line_is_closed() else 0.0) is None:
+        if self.end_reason() is None:
             self._killed = True
             self._end()
             if self.end_reason(GONE_S) is None:
@@ -131,10 +131,11 @@ class Worker:
     def end_reason(self, wait_s: float = 0.0) -> str | None:
         """How it ended, to follow "your code ..."; None while it runs. Waits up to `wait_s` seconds for an end.
 
+        Where the worker's end of the line is closed it waits 0.5 s: the news of the end comes a little later than that.
         Raises SandboxUnavailable if it never came to run the submission.
         """
         if self._reason is None:
-            self._reason = self._poll(wait_s)
+            self._reason = self._poll(max(wait_s, 0.5) if self._line_is_closed() else wait_s)
         return self._reason
 
     def _line_is_closed(self) -> bool:
@@ -251,7 +252,8 @@ def _environment(home: str) -> dict[str, str]:
         {name: os.environ[name] for name in kept if name in os.environ}
         | {name: "1" for name in offline + threads}
         | {"PATH": "/usr/local/bin:/usr/bin:/bin" if os.name == "posix" else os.environ.get("PATH", "")}
-        | {"HOME": home, "TMPDIR": home, "TEMP": home, "TMP": home, "USER": "student", "LOGNAME": "student"}
+        | {"HOME": home, "TMPDIR": home, "TEMP": home, "TMP": home, "USERPROFILE": home}
+        | {"USER": "student", "LOGNAME": "student"}
         | {"TOKENIZERS_PARALLELISM": "false", "LANG": "C.UTF-8", "PYTHONUTF8": "1"}
     )
 
@@ -263,8 +265,9 @@ class NamespaceSandbox(_Closing):
     """Level 3: forks of one warm zygote, each behind its own walls. Linux only.
 
     Make it in a trusted process with the modules to `preload`; that process and its forks may start workers at the same
-    time. Student code sees `read_only_paths` beside the system's and Python's folders. `preload_failed` says which
-    modules could not be imported, and why. `serve` and `import_paths` are for our own tests. Raises SandboxUnavailable.
+    time. Student code sees `read_only_paths` beside /usr and Python's folders, but nothing below `hidden_paths` and in
+    this repository. `preload_failed` says which modules could not be imported, and why. `serve` and `import_paths` are
+    for our own tests. Raises SandboxUnavailable.
     """
 
     def __init__(
@@ -272,6 +275,7 @@ class NamespaceSandbox(_Closing):
         preload: Sequence[str] = (),
         read_only_paths: Sequence[str | Path] = (),
         *,
+        hidden_paths: Sequence[str | Path] = (),
         serve: str = SERVE,
         import_paths: Sequence[str | Path] = (),
     ) -> None:
@@ -295,12 +299,14 @@ class NamespaceSandbox(_Closing):
                 )
         if site.ENABLE_USER_SITE:
             paths.add(site.getusersitepackages())
+        hidden = [*hidden_paths]
         if not installed:
+            hidden.append(ROOT)
             paths |= {str(package / "__init__.py"), str(package / "worker")}
         config = {
             "preload": list(preload),
             "read_only": sorted(paths),
-            "hide": [] if installed else [str(ROOT)],
+            "hide": sorted({os.path.realpath(path) for path in hidden if os.path.isdir(path)}),
             "import_paths": _import_paths(import_paths),
             "serve": serve,
         }
@@ -329,9 +335,9 @@ class NamespaceSandbox(_Closing):
             self.isolation = Isolation("namespaces", 3, (*ready["walls"], *trial.walls), trial.refused)
             trial.kill()
         except (OSError, SandboxUnavailable) as error:
-            self.close()
             self._log.seek(0)
             last = self._log.read()[-2000:].decode(errors="replace").strip()
+            self.close()
             raise SandboxUnavailable(f"{error}{chr(10) if last else ''}{last}") from None
 
     def start(self, limits: Limits) -> _NamespaceWorker:
@@ -364,6 +370,7 @@ class NamespaceSandbox(_Closing):
             self._launcher.wait()
             select.select([self._control], [], [], GONE_S)
         self._control.close()
+        self._log.close()
 
 
 class _NamespaceWorker(Worker):
@@ -412,7 +419,7 @@ def _receive(sock: socket.socket, wait_s: float, who: str) -> tuple[dict[str, An
         for descriptor in descriptors:
             os.close(descriptor)
         remedy = _remedy() if message["errno"] in REFUSALS else "This is a fault of the autograder; please report it."
-        raise SandboxUnavailable(f"Could not set up {who}: {message['step']}: {message['text']}. {remedy}")
+        raise SandboxUnavailable(f"Could not set up {who}: {message['text']}. {remedy}")
     return message, descriptors
 
 
@@ -562,13 +569,18 @@ def probe() -> Isolation:
 
 
 def best_sandbox(
-    preload: Sequence[str], minimum_level: int, read_only_paths: Sequence[str | Path] = (), *, serve: str = SERVE
+    preload: Sequence[str],
+    minimum_level: int,
+    read_only_paths: Sequence[str | Path] = (),
+    *,
+    hidden_paths: Sequence[str | Path] = (),
+    serve: str = SERVE,
 ) -> NamespaceSandbox | ProcessSandbox:
     """The strongest sandbox to be had. Raises SandboxUnavailable, with a remedy, if it is below `minimum_level`."""
     try:
         if minimum_level > 3:
             raise SandboxUnavailable("No back-end of this version gives more than level 3.")
-        return NamespaceSandbox(preload, read_only_paths, serve=serve)
+        return NamespaceSandbox(preload, read_only_paths, hidden_paths=hidden_paths, serve=serve)
     except SandboxUnavailable as error:
         if minimum_level > 0:
             raise SandboxUnavailable(f"Level {minimum_level} is demanded and cannot be had. {error}") from None

@@ -4,9 +4,9 @@ Outer wall, once per zygote: `outer_namespaces`, then in a fork `build_root` and
 Inner wall, per submission, in a fork with one thread: `worker_namespaces`, then in its fork `enter_worker`, which forks
 once more: process 1 of the new namespace reaps, process 2 is the worker.
 
-Covered: files (only the given paths, read-only), network, abstract Unix sockets, shared memory of others, signals to
-and sight of other processes, set-uid programs, capabilities, left-over processes, space and number of scratch files, memory
-and CPU time per process, number of processes and threads, core dumps, the system calls that `seccomp` denies.
+Covered: files (only the given paths, read-only), network, abstract Unix sockets, shared memory of others, sight of and
+signals to other processes, set-uid programs, capabilities, left-over processes, bytes and number of scratch files,
+memory and CPU time per process, number of processes and threads, core dumps, the system calls that `seccomp` denies.
 Not covered: the kernel's own faults; Landlock (a second line for files); cgroup limits, so CPU time counts per process
 and the memory of all processes together is watched by the zygote, not bounded by the kernel; buffers of sockets; GPUs,
 which are not passed through. Loopback is down. As root: files that only root can read stay unreadable for the worker.
@@ -244,8 +244,8 @@ def enter_worker(
 ) -> tuple[tuple[str, ...], tuple[str, ...]]:
     """As process 1 of the new pid namespace: raise all inner walls, fork, and return in the worker only.
 
-    `limits` has the fields of `autograder.sandbox.Limits`. Process 1 calls `reap` with the worker's pid. Gives the names
-    of the walls in force and what was refused. Raises WallError with the step that failed.
+    `limits` has the fields of `autograder.sandbox.Limits`. Process 1 calls `reap` with the worker's pid. Gives names of
+    the walls in force and what was refused. Raises WallError with the step that failed.
     """
     os.setsid()  # kill(0) reaches a process group across pid namespaces
     with contextlib.suppress(OSError), open("/proc/self/oom_score_adj", "w") as file:

@@ -4,11 +4,13 @@
 
 The control socket (Unix SEQPACKET) carries the configuration, our "ready", then requests: JSON limits and the
 descriptors of the wire, the output pipe and the status socket. The *keeper* (trusted, outside the worker's pid
-namespace) takes one and reports on its status socket: `started` with a pidfd of process 1, or `failed` with step and errno (our
-fault), then `ended`. It ends the worker when the judge goes away or when the worker's processes use too much memory.
+namespace) takes one and reports on its status socket: `started` with a pidfd of process 1, or `failed` with errno and
+step (our fault), then `ended`. It ends the worker when the judge goes away or when the worker's processes together use
+too much memory.
 
 Covered: a worker that ends in any way, a judge that is killed, several judges on one control socket.
-Not covered: CUDA (a fork cannot use it); modules that start threads while they are imported (their number is reported).
+Not covered: CUDA (a fork cannot use it); modules that start threads while they are imported (their number is reported);
+workers of one zygote share its string hash seed.
 """
 
 from __future__ import annotations
@@ -97,8 +99,8 @@ def _send(sock: socket.socket, message: dict[str, Any], descriptors: Sequence[in
 
 
 def _failure(error: BaseException) -> dict[str, Any]:
-    step = error.step if isinstance(error, walls.WallError) else type(error).__name__
-    return {"state": "failed", "step": step, "errno": getattr(error, "errno", None) or 0, "text": str(error)}
+    text = str(error) if isinstance(error, walls.WallError) else f"{type(error).__name__}: {error}"
+    return {"state": "failed", "errno": getattr(error, "errno", None) or 0, "text": text}
 
 
 def _keep(control: socket.socket, taken: int, serve: Serve, filter_program: bytes) -> NoReturn:
@@ -163,7 +165,7 @@ def _watch(limits: dict[str, int], first: int, line: socket.socket, status: sock
             os.kill(first, signal.SIGKILL)
     os.waitpid(first, 0)  # returns when the last process of the namespace is gone
     if not messages:
-        _send(status, {"state": "failed", "step": "start", "errno": 0, "text": "it ended before it was ready"})
+        _send(status, {"state": "failed", "errno": 0, "text": "it ended before it was ready"})
     end = messages[1] if len(messages) > 1 else {}
     _send(status, {"state": "ended", "killed": killed, "shared_bytes": shared, **end})
 

@@ -50,6 +50,7 @@ def serve(sock):
 SMALL = Limits(cpu_s=20, memory_bytes=512 << 20)
 HERE = probe()
 print(f"isolation here: {HERE}")  # shown when a test of this file fails
+PROC = "empty /proc" not in HERE.walls  # containers that mask parts of /proc get an empty one
 needs_namespaces = pytest.mark.skipif(HERE.level < 3, reason=f"no namespaces here: {'; '.join(HERE.refused)}")
 
 
@@ -127,11 +128,12 @@ def _running(marker: str) -> list[str]:
     return [line for line in found.splitlines() if marker in line]
 
 
-def _vanishes(marker: str, within_s: float = 5.0) -> bool:
+def _comes(condition: Callable[[], object], within_s: float = 10.0) -> bool:
+    """Whether `condition` becomes true in time."""
     deadline = time.monotonic() + within_s
-    while _running(marker) and time.monotonic() < deadline:
+    while not (true := bool(condition())) and time.monotonic() < deadline:
         time.sleep(0.02)
-    return not _running(marker)
+    return true
 
 
 class TestEveryLevel:
@@ -152,12 +154,15 @@ class TestEveryLevel:
         student = start_any("import os, signal; os.kill(os.getpid(), signal.SIGSEGV)")
         assert student.end() == "was killed by signal SIGSEGV"
 
-    def test_kill_after_a_crash_keeps_the_reason(self, start_any: Start) -> None:
-        """A judge that sees the line close, and kills to be safe, still learns how the worker ended."""
+    def test_reason_is_there_when_the_line_closes(self, start_any: Start) -> None:
+        """A judge that sees the line close learns how the worker ended, at once or after killing it to be safe."""
         student = start_any("import os; os._exit(3)")
         assert student.answer() is None
-        student.worker.kill()
         assert student.worker.end_reason() == "ended with exit code 3"
+        student = start_any("import os; os._exit(4)")
+        assert student.answer() is None
+        student.worker.kill()
+        assert student.worker.end_reason() == "ended with exit code 4"
 
     def test_kill_twice(self, start_any: Start) -> None:
         """Killing an endless loop works, and doing so again does nothing."""
@@ -171,15 +176,14 @@ class TestEveryLevel:
         """Children of the submission are gone when kill returns."""
         student = start_any("import subprocess; subprocess.Popen(['sleep', '98761']); reply(1); wait()")
         assert student.answer() == 1
-        assert _running("sleep 98761")
+        assert _comes(lambda: _running("sleep 98761"))
         student.worker.kill()
-        assert _vanishes("sleep 98761", 0.5)
+        assert _comes(lambda: not _running("sleep 98761"), 0.5)
 
     def test_output_is_kept_and_made_harmless(self, start_any: Start) -> None:
         """Both streams come back, without terminal commands and broken characters."""
-        student = start_any(
-            "import sys; print('one\\x1b[31m\\x07'); sys.stderr.write('t\\u202ewo\\n'); sys.stdout.buffer.write(b'\\xff')"
-        )
+        source = "import sys; print('one\\x1b[31m\\x07'); sys.stderr.write('t\\u202ewo\\n')"
+        student = start_any(f"{source}; sys.stdout.buffer.write(b'\\xff')")
         student.end()
         assert student.worker.output() == "one\ntwo\n\ufffd"
 
@@ -207,9 +211,8 @@ class TestEveryLevel:
 
     def test_environment_holds_no_secret(self, start_any: Start) -> None:
         """What the grader has in its environment is not in the worker's, nor in what the kernel remembers of it."""
-        seen = start_any(
-            "import os; reply([dict(os.environ), open('/proc/self/environ', errors='replace').read()])"
-        ).answer()
+        kernel = "open('/proc/self/environ', errors='replace').read()" if PROC else "''"
+        seen = start_any(f"import os; reply([dict(os.environ), {kernel}])").answer()
         assert "canary" not in str(seen)
         assert seen[0]["HF_HUB_OFFLINE"] == "1"
 
@@ -242,7 +245,9 @@ class TestNamespaces:
         hidden += [Path("/etc/shadow"), Path("/home"), Path("/root/.bashrc"), Path("/var"), Path("/.old")]
         source = f"import os; reply([p for p in {list(map(str, hidden))} if os.path.exists(p)])"
         assert start(source).answer() == []
-        assert start(f"import os; reply(os.listdir({str(ROOT)!r}))").answer() == ["autograder"]
+        shown = {Path(sys.prefix), tmp_path, ROOT / "autograder"}  # the first two if they lie in the repository
+        allowed = {path.relative_to(ROOT).parts[0] for path in shown if path.is_relative_to(ROOT)}
+        assert set(start(f"import os; reply(os.listdir({str(ROOT)!r}))").answer()) <= allowed
 
     def test_network_is_out_of_reach(self, start: Start) -> None:
         """Neither a listener on the host's loopback nor an abstract Unix socket of the host answers."""
@@ -265,13 +270,20 @@ reply([reach(socket.AF_INET, ('127.0.0.1', {tcp.getsockname()[1]})), reach(socke
         """The worker sees itself and its reaper; a signal to everybody ends nobody else, the reaper included."""
         bystander = start("reply(1); wait(); reply(2)")
         assert bystander.answer() == 1
-        student = start(
-            "import os, signal\npids = [p for p in os.listdir('/proc') if p.isdigit()]\n"
-            f"try: os.kill({os.getpid()}, 0)\nexcept ProcessLookupError: pids.append('no judge')\n"
-            "signal.signal(signal.SIGTERM, signal.SIG_IGN); os.kill(-1, 15); os.kill(0, 15); os.kill(1, 9)\n"
-            "try: open('/proc/1/mem', 'rb')\nexcept PermissionError: pids.append('closed')\nreply(pids)"
-        )
-        assert student.answer() == ["1", "2", "no judge", "closed"]
+        source = """
+import os, signal
+seen = [p for p in os.listdir('/proc') if p.isdigit()]
+signal.signal(signal.SIGTERM, signal.SIG_IGN)
+for target in (JUDGE, -1):
+    try: os.kill(target, 15)
+    except ProcessLookupError: seen.append('nobody')
+os.kill(0, 15)
+os.kill(1, 9)
+try: open('/proc/1/mem', 'rb')
+except OSError: seen.append('closed')
+reply(seen)"""
+        answer = start(source.replace("JUDGE", str(os.getpid()))).answer()
+        assert answer == [*(["1", "2"] if PROC else []), "nobody", "nobody", "closed"]
         bystander.worker.sock.sendall(b"\n")
         assert bystander.answer() == 2
 
@@ -280,8 +292,8 @@ reply([reach(socket.AF_INET, ('127.0.0.1', {tcp.getsockname()[1]})), reach(socke
         source = """
 import os
 written = []
-for folder, _, _ in os.walk('/'):
-    if folder.startswith(('/proc', '/sys')): continue
+for folder, below, _ in os.walk('/'):
+    if folder.count('/') > 3 or folder == '/proc': below.clear()
     try: open(folder + '/canary', 'w').close()
     except OSError: continue
     written.append(folder)
@@ -289,7 +301,7 @@ reply(sorted(written))"""
         assert start(source).answer() == ["/dev/shm", "/scratch"]
 
     def test_the_walls_cannot_be_taken_down(self, start: Start) -> None:
-        """System calls that make namespaces or mounts, trace, or hold uncounted memory are refused; no capability is left."""
+        """Calls that make namespaces or mounts, trace, or hold uncounted memory are refused; no capability is left."""
         source = """
 import ctypes, errno, os, socket
 libc = ctypes.CDLL(None, use_errno=True)
@@ -299,13 +311,15 @@ def family(number):
     try: socket.socket(number)
     except OSError as error: return errno.errorcode[error.errno]
     return 'done'
-status = dict(line.split(':', 1) for line in open('/proc/self/status'))
-reply([attempt('unshare', 0x10000000), attempt('mount', b'x', b'/scratch', b'tmpfs', 0, None), attempt('umount2', b'/proc', 2),
-       attempt('ptrace', 0, 0, 0, 0), attempt('memfd_create', b'x', 0), attempt('shmget', 0, 4096, 0o600), family(40), family(16),
-       {int(status[name], 16) for name in ('CapEff', 'CapPrm', 'CapBnd', 'CapInh')} == {0}, status['NoNewPrivs'].strip(), os.getuid()])
+libc.capget(ctypes.byref((ctypes.c_uint32 * 2)(0x20080522, 0)), sets := (ctypes.c_uint32 * 6)())
+capabilities = [*sets, *(libc.prctl(23, number, 0, 0, 0) for number in range(40))]
+reply([attempt('unshare', 0x10000000), attempt('mount', b'x', b'/scratch', b'tmpfs', 0, None),
+       attempt('umount2', b'/proc', 2),
+       attempt('ptrace', 0, 0, 0, 0), attempt('memfd_create', b'x', 0), attempt('shmget', 0, 4096, 0o600),
+       family(40), family(16), any(capabilities), libc.prctl(39, 0, 0, 0, 0), os.getuid()])
 """
         refused = ["EPERM"] * 4 + ["ENOSYS"] * 2 + ["EAFNOSUPPORT"] * 2
-        assert start(source).answer() == [*refused, True, "1", 1000]
+        assert start(source).answer() == [*refused, False, 1, 1000]
 
     def test_cpu_limit_cannot_be_ignored(self, start: Start) -> None:
         """A submission that ignores the warning is killed one second later, with the same reason."""
@@ -369,9 +383,11 @@ time.sleep(60)"""
 
     def test_daemons_do_not_survive(self, start: Start) -> None:
         """A process that left session and parent is gone when kill returns, and also when the worker just ends."""
-        daemon = "import os\nif os.fork() == 0:\n os.setsid()\n if os.fork() == 0: os.execvp('sleep', ['sleep', '98763'])\n os._exit(0)"
+        daemon = "import os\nif os.fork() == 0:\n os.setsid()\n"
+        daemon += " if os.fork() == 0: os.execvp('sleep', ['sleep', '98763'])\n os._exit(0)"
         student = start(f"{daemon}\nos.wait(); reply(1); wait()")
         assert student.answer() == 1
+        assert _comes(lambda: _running("sleep 98763"))
         student.worker.kill()
         assert not _running("sleep 98763")
         assert start(f"{daemon}\nos.wait()").end() == "ended with exit code 0"
@@ -382,17 +398,16 @@ time.sleep(60)"""
         judge = os.fork()
         if judge == 0:
             with contextlib.suppress(BaseException):
-                Student(namespaces, "import os; os.execvp('sleep', ['sleep', '98764'])")
-                time.sleep(60)
+                student = Student(namespaces, "import os; os.execvp('sleep', ['sleep', '98764'])")
+                student.end()
             os._exit(1)
-        while not _running("sleep 98764"):
-            time.sleep(0.02)
+        assert _comes(lambda: _running("sleep 98764"))
         os.kill(judge, signal.SIGKILL)
         os.waitpid(judge, 0)
-        assert _vanishes("sleep 98764")
+        assert _comes(lambda: not _running("sleep 98764"))
 
     def test_forked_judges_share_a_zygote(self, namespaces: NamespaceSandbox) -> None:
-        """Judges forked from the process that made the sandbox start workers at the same time and get their own answers."""
+        """Judges forked from the process that made the sandbox start workers at the same time, each its own."""
 
         def judge(number: int) -> bool:
             students = [Student(namespaces, f"reply({number * 100 + i}); wait()") for i in range(5)]
@@ -437,7 +452,7 @@ time.sleep(60)"""
             sandbox._launcher.wait()
             with pytest.raises(SandboxUnavailable, match="died without a word"):
                 student.end()
-            with pytest.raises(SandboxUnavailable, match=r"zygote .* is gone|died"):
+            with pytest.raises(SandboxUnavailable, match=r"zygote.* is gone|died"):
                 sandbox.start(SMALL)
 
     def test_set_up_failure_is_our_fault(self) -> None:
@@ -461,7 +476,7 @@ with NamespaceSandbox(serve="standin:serve", import_paths=[{str(folder)!r}]) as 
     worker.sock.sendall(json.dumps({source!r}).encode() + b"\\n")
     print(worker.sock.recv(1000).decode())
     worker.kill()"""
-        command = [tmp_path / ".venv/bin/python", "-c", program]
+        command = [str(tmp_path / ".venv/bin/python"), "-c", program]
         done = subprocess.run(command, capture_output=True, text=True, check=False)
         assert done.stderr == ""
         assert json.loads(done.stdout) == [[".venv", "autograder", "standin"], True]
@@ -481,11 +496,13 @@ with NamespaceSandbox(serve="standin:serve", import_paths=[{str(folder)!r}]) as 
             student.worker.kill()
 
     def test_torch_works_and_starts_fast(self, standin: dict[str, Any], capsys: pytest.CaptureFixture[str]) -> None:
-        """A worker from a zygote with torch computes with several threads; the median start takes a fraction of its import."""
+        """A worker from a zygote with torch computes with several threads and starts in a fraction of the import."""
         pytest.importorskip("torch")
         with NamespaceSandbox(["torch"], **standin) as sandbox:
             assert (sandbox.threads, sandbox.preload_failed) == (1, {})
-            source = "import torch; torch.set_num_threads(2); reply(float((torch.ones(600, 600) @ torch.ones(600, 600)).sum()))"
+            source = (
+                "import torch; torch.set_num_threads(2); ones = torch.ones(600, 600); reply(float((ones @ ones).sum()))"
+            )
             student = Student(sandbox, source)
             assert student.answer() == 600.0**3
             student.worker.kill()
@@ -496,10 +513,9 @@ with NamespaceSandbox(serve="standin:serve", import_paths=[{str(folder)!r}]) as 
                 times.append(time.perf_counter() - before)
                 worker.kill()
         with capsys.disabled():
-            print(
-                f"\nmedian start of a worker with torch: {statistics.median(times) * 1e3:.1f} ms, max {max(times) * 1e3:.1f} ms"
-            )
-        assert statistics.median(times) < 0.3
+            median, worst = statistics.median(times) * 1e3, max(times) * 1e3
+            print(f"\nstart of a worker with torch: median {median:.1f} ms, largest {worst:.1f} ms of {len(times)}")
+        assert median < 300
 
 
 class TestChoosing:
