@@ -72,30 +72,38 @@ _repr.maxtuple = _repr.maxlist = _repr.maxdict = 20
 
 def show(value: Any) -> str:
     """`value` as a student reads it: short, with a tensor's dtype and shape instead of its numbers."""
-    shape = getattr(value, "shape", None)
-    if shape is not None and hasattr(value, "dtype"):
+    if hasattr(type(value), "dtype") and hasattr(type(value), "shape"):  # of the type: a handle has every attribute
         kind = "tensor" if type(value).__module__.startswith("torch") else type(value).__name__
-        return f"{kind} of shape {tuple(shape)}, {value.dtype}"
+        return f"{kind} of shape {tuple(value.shape)}, {value.dtype}"
     if type(value) is int:
         return f"{value:,}".replace(",", "_") if len(str(abs(value))) <= 60 else _repr.repr(value)
     return _repr.repr(value)
 
 
-def fail(message: str, *, value: Any = None, expected: str | None = None) -> NoReturn:
-    """End the check as FAILED."""
-    raise CheckFailed(message, None if value is None else show(value), expected)
+_NOTHING = object()
+
+
+def fail(message: str, *, value: Any = _NOTHING, expected: str | None = None) -> NoReturn:
+    """End the check as FAILED. `value` is what the submission gave."""
+    raise CheckFailed(message, None if value is _NOTHING else show(value), expected)
 
 
 def expect_type(value: Any, kind: type, what: str) -> None:
     """`value` must be exactly of `kind`: a bool is no int, an int no float."""
     if type(value) is not kind:
-        fail(f"{what} is of the wrong type.", value=f"{show(value)} ({type(value).__name__})", expected=kind.__name__)
+        raise CheckFailed(f"{what} is of the wrong type.", f"{show(value)} ({_type_name(value)})", kind.__name__)
 
 
 def expect_equal(value: Any, expected: Any, what: str) -> None:
     """`value` must equal `expected` in value and, all the way down, in type."""
-    if not _same(value, expected):
-        fail(f"{what} is not what it should be.", value=value, expected=show(expected))
+    if _same(value, expected):
+        return
+    given, wanted = _type_name(value), type(expected).__name__
+    if value is None:
+        fail(f"{what} is None. Is a `return` missing?", value=None, expected=show(expected))
+    if given != wanted:
+        raise CheckFailed(f"{what} is of the wrong type.", f"{show(value)} ({given})", f"{show(expected)} ({wanted})")
+    fail(f"{what} is not what it should be.", value=value, expected=show(expected))
 
 
 def expect_close(value: Any, expected: float, what: str, *, rel: float = 1e-9) -> None:
@@ -111,11 +119,16 @@ def expect_raises(error: str, call: Callable[[], Any], what: str, *, naming: Con
         value = call()
     except SubmissionRaised as raised:
         if error not in raised.mro:
-            fail(f"{what} must raise {error}.", value=f"{raised.type_name}: {raised.text}", expected=error)
+            raise CheckFailed(f"{what} must raise {error}.", f"{raised.type_name}: {raised.text}", error)
         if isinstance(naming, str) and naming not in raised.text:
-            fail(f"{what} must raise {error} with a text that names {naming!r}.", value=raised.text, expected=naming)
+            raise CheckFailed(f"{what} must raise {error} with a text that names {naming!r}.", raised.text, naming)
         return raised
-    fail(f"{what} must raise {error}.", value=f"returned {show(value)}", expected=error)
+    raise CheckFailed(f"{what} must raise {error}.", f"returned {show(value)}", error)
+
+
+def _type_name(value: Any) -> str:
+    """Name of the type that the student gave, also of an object that stayed in the worker."""
+    return str(value._type_name) if hasattr(type(value), "_type_name") else type(value).__name__
 
 
 def _same(value: Any, expected: Any) -> bool:
@@ -124,5 +137,6 @@ def _same(value: Any, expected: Any) -> bool:
     if isinstance(expected, list | tuple):
         return len(value) == len(expected) and all(map(_same, value, expected))
     if isinstance(expected, dict):
-        return value.keys() == expected.keys() and all(_same(value[key], expected[key]) for key in expected)
+        same_keys = {(type(key), key) for key in value} == {(type(key), key) for key in expected}  # True is not 1
+        return same_keys and all(_same(value[key], expected[key]) for key in expected)
     return bool(value == expected)

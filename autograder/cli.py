@@ -16,7 +16,10 @@ for _name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"):
     os.environ.setdefault(_name, "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
+# jsonschema imports it with nbformat, for a format that no notebook uses; it then compiles a grammar for most of a second.
+sys.modules.setdefault("rfc3987_syntax", None)  # type: ignore[arg-type]
 
+import platformdirs
 import typer
 from rich.console import Console
 from rich.markup import escape
@@ -25,6 +28,10 @@ from rich.table import Table
 
 __all__ = ["main"]
 
+# torch makes this folder when it is imported: by default in /tmp, where it would stay
+_cache = platformdirs.user_cache_path("inference-autograder", appauthor=False)
+os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(_cache / "torchinductor"))
+
 app = typer.Typer(
     help="Build, check and grade assignments on efficient LLM inference.", no_args_is_help=True, add_completion=False,
     pretty_exceptions_enable=False,
@@ -32,6 +39,7 @@ app = typer.Typer(
 models_app = typer.Typer(help="Models that lie on this machine.", no_args_is_help=True)
 app.add_typer(models_app, name="models")
 console = Console()
+STOPPED = "Stopped. What was finished is kept; the same command goes on from there."
 
 Course = Annotated[Path, typer.Option("--course", help="The nbgrader course's folder, or one inside it.")]
 Plain = Annotated[bool, typer.Option("--plain", help="Lines instead of a progress bar, for logs.")]
@@ -90,17 +98,20 @@ def _stop(text: object, code: int = 1) -> NoReturn:
 
 @contextlib.contextmanager
 def _sentences() -> Iterator[None]:
-    """Turn the errors that users can cause or mend into sentences."""
-    from autograder.errors import AutograderError
-    from autograder.sandbox import SandboxUnavailable
-    from gpu_env.models import FetchFailed, ModelCorrupt, ModelMissing
-
+    """Turn the errors that users can cause or mend, and Ctrl-C, into sentences."""
     try:
+        from autograder.errors import AutograderError
+        from autograder.sandbox import SandboxUnavailable
+        from gpu_env.models import FetchFailed, ModelCorrupt, ModelMissing
+
         yield
-    except (
-        AutograderError, SandboxUnavailable, FetchFailed, ModelCorrupt, ModelMissing, FileNotFoundError, PermissionError
-    ) as error:  # fmt: skip
+    except KeyboardInterrupt:  # typer would end without a word
+        _stop(STOPPED, 130)
+    except (AutograderError, SandboxUnavailable, FetchFailed, ModelCorrupt, ModelMissing) as error:
         _stop(error)
+    except OSError as error:
+        where = f" ({error.filename})" if error.filename else ""
+        _stop(f"{error.strerror}{where}. Mend that, then run the same command again." if error.strerror else error)
 
 
 @app.command()
@@ -119,7 +130,11 @@ def check(
         console.print(f"[yellow]Note:[/yellow] {escape(remark)}", highlight=False)
     for each in found.tasks:
         title = f"{each.task}: {feedback.points_text(each.points)} of {each.max_points} public points"
-        console.print(feedback.table(title, feedback.rows(found.assignment, found.findings, each.task)))
+        rows = feedback.rows(found.assignment, found.findings, each.task)
+        if all(row.untried for row in rows) and task is None:
+            console.print(f"{title}, not implemented yet", highlight=False)
+        else:
+            console.print(feedback.table(title, rows))
     points, most = sum(each.points for each in found.tasks), sum(each.max_points for each in found.tasks)
     console.print(
         f"{feedback.points_text(points)} of {most} points that public checks can show. Hidden checks are added when grading.",
@@ -193,9 +208,9 @@ def grade(
     plain: Plain = False,
 ) -> None:
     """Grade everything under submitted/ and enter it into the gradebook. Does what is missing, nothing twice."""
-    from autograder import run
-
     with _sentences():
+        from autograder import run
+
         outcome = run.grade_course(
             name, course, students=student or [], force=force, isolation=isolation, enter=import_, workers=workers,
             steps=Steps(plain=plain),
@@ -299,7 +314,7 @@ def main() -> None:
     try:
         app()
     except KeyboardInterrupt:
-        Console(stderr=True).print("Stopped. What was finished is kept; the same command goes on from there.")
+        print(f"autograder: {STOPPED}", file=sys.stderr)
         sys.exit(130)
 
 

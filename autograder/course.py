@@ -11,9 +11,11 @@ from traitlets.config.loader import PyFileConfigLoader
 from autograder.errors import AutograderError
 from autograder import build, suite
 
-__all__ = ["CONFIG", "CourseError", "api", "configure", "find", "init"]
+__all__ = ["CONFIG", "CourseError", "api", "configure", "find", "init", "isolation", "load_config", "require_ours"]
 
 CONFIG = "nbgrader_config.py"
+COLLECTED = ("submitted", "autograded", "feedback")
+"""Folders of a course that hold what came from students."""
 TEMPLATE = '''"""nbgrader's settings for this course. https://nbgrader.readthedocs.io/en/stable/configuration/config_options.html"""
 
 from autograder.course import configure
@@ -73,8 +75,10 @@ def _add(folder: Path, name: str) -> None:
 
 def find(start: Path) -> Path:
     """The course folder that `start` lies in. `CourseError` if there is none."""
-    for folder in [start.resolve(), *start.resolve().parents]:
-        if (folder / CONFIG).is_file():
+    found = [folder for folder in [start.resolve(), *start.resolve().parents] if (folder / CONFIG).is_file()]
+    # The file is code. One that a student handed in lies in a course of ours, below submitted/ or autograded/.
+    for number, folder in enumerate(found):
+        if not any(folder.relative_to(course).parts[0] in COLLECTED for course in found[number + 1 :]):
             return folder
     raise CourseError(
         f"{start.resolve()} is not in an nbgrader course: no {CONFIG} here or above. "
@@ -84,9 +88,26 @@ def find(start: Path) -> Path:
 
 def load_config(folder: Path) -> Config:
     """nbgrader's configuration of the course."""
-    config = PyFileConfigLoader(CONFIG, path=str(folder)).load_config()
+    try:
+        config = PyFileConfigLoader(CONFIG, path=str(folder)).load_config()
+    except Exception as error:  # the file is a program: it can raise anything
+        raise CourseError(f"{folder / CONFIG} cannot be loaded: {type(error).__name__}: {error}. Mend the file.") from error
     config.CourseDirectory.root = str(folder.resolve())
     return config
+
+
+def require_ours(folder: Path) -> None:
+    """Raise `CourseError` if nbgrader would execute notebooks in this course: student code, in no sandbox."""
+    from nbgrader.preprocessors import Execute
+
+    from autograder import preprocessors
+
+    configured = load_config(folder).Autograde.get("autograde_preprocessors", [])
+    if preprocessors.EnterResults not in configured or Execute in configured:
+        raise CourseError(
+            f"{folder / CONFIG} does not use autograder's results: with it nbgrader would execute the notebooks themselves. "
+            "Add to it: from autograder.course import configure; configure(c)"
+        )
 
 
 def isolation(folder: Path) -> str:
@@ -94,8 +115,11 @@ def isolation(folder: Path) -> str:
     return str(load_config(folder).EnterResults.get("isolation", "sandbox"))
 
 
-def api(folder: Path) -> Any:
-    """nbgrader's `NbGraderAPI` for the course, as formgrader uses it."""
+def api(folder: Path, isolation: str | None = None) -> Any:
+    """nbgrader's `NbGraderAPI` for the course, as formgrader uses it; with another lowest isolation if one is given."""
     from nbgrader.apps import NbGraderAPI
 
-    return NbGraderAPI(config=load_config(folder))
+    config = load_config(folder)
+    if isolation is not None:
+        config.EnterResults.isolation = isolation
+    return NbGraderAPI(config=config)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 import tempfile
 import time
 from pathlib import Path
@@ -96,8 +95,10 @@ def _class() -> list[corpus.Entry]:
     return [corpus.reference(NAME), *right, corpus.stub(NAME), *wrong[::step][:WRONG], *hostile]
 
 
-def _student_api(home: Path, exchange: Path, student: str) -> Any:
+def _student(home: Path, exchange: Path, student: str, action: str) -> None:
+    """What the student's Assignments tab does: FetchAssignment, Submit or FetchFeedback of nbgrader's exchange."""
     from nbgrader.apps import NbGraderAPI
+    from nbgrader.utils import capture_log
 
     config = Config()
     config.CourseDirectory.root = str(home)
@@ -106,15 +107,17 @@ def _student_api(home: Path, exchange: Path, student: str) -> Any:
     config.Exchange.root = str(exchange)
     config.Exchange.assignment_dir = str(home)
     config.Exchange.cache = str(home / ".cache")
+    config.CourseDirectory.assignment_id = NAME
     with build.quiet_nbgrader():
-        return NbGraderAPI(config=config)
+        api = NbGraderAPI(config=config)
+        app = getattr(api.exchange, action)(coursedir=api.coursedir, authenticator=api.authenticator, parent=api)
+        _nbgrader(capture_log(app))
 
 
 def _submit(home: Path, exchange: Path, student: str, entry: corpus.Entry) -> None:
     """Fetch through the exchange, put the answers into the notebook, submit through the exchange."""
     home.mkdir(parents=True, exist_ok=True)
-    api = _student_api(home, exchange, student)
-    _nbgrader(api.fetch_assignment(NAME))
+    _student(home, exchange, student, "FetchAssignment")
     path = home / NAME / f"{NAME}.ipynb"
     fetched = nbformat.read(path, as_version=4)
     for cell in fetched.cells:
@@ -122,13 +125,12 @@ def _submit(home: Path, exchange: Path, student: str, entry: corpus.Entry) -> No
             cell.source = entry.answers[named]
     path.chmod(0o644)
     nbformat.write(fetched, path)
-    _nbgrader(api.submit(NAME))
+    _student(home, exchange, student, "Submit")
 
 
 def _fetch_feedback(home: Path, exchange: Path, student: str) -> Path | None:
     """The page that the student gets with nbgrader's fetch_feedback."""
-    shutil.rmtree(home / NAME / "feedback", ignore_errors=True)
-    _nbgrader(_student_api(home, exchange, student).fetch_feedback(NAME))
+    _student(home, exchange, student, "FetchFeedback")
     return next(iter(sorted((home / NAME / "feedback").rglob("*.html"))), None)
 
 

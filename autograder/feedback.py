@@ -5,15 +5,16 @@ All text that came from a submission is escaped; of hidden checks only what thei
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 import jinja2
-from rich.markup import escape
 from rich.table import Table
+from rich.text import Text
 
-from autograder.finding import Finding, Outcome
-from autograder.grade import TaskScore
+from autograder.finding import NOT_IMPLEMENTED, Finding, Outcome
+from autograder.grade import TaskScore, earned
 from autograder.results import Result
 from autograder.spec import Assignment
 
@@ -22,6 +23,9 @@ __all__ = ["Row", "findings_html", "points_text", "rows", "table", "task_html"]
 MARKS = {outcome: "?" for outcome in Outcome} | {Outcome.PASSED: "✓", Outcome.FAILED: "✗", Outcome.BLOCKED: "–"}
 HTML_COLOURS = {outcome: "#7a4b00" for outcome in Outcome} | {Outcome.PASSED: "#14662b", Outcome.FAILED: "#a4161a"}
 RICH_COLOURS = {outcome: "yellow" for outcome in Outcome} | {Outcome.PASSED: "green", Outcome.FAILED: "red"}
+
+CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069\ud800-\udfff]")
+"""Characters that command a terminal, or change the order of the text around them."""
 
 _environment = jinja2.Environment(
     loader=jinja2.PackageLoader("autograder"), autoescape=True, trim_blocks=True, undefined=jinja2.StrictUndefined
@@ -37,6 +41,8 @@ class Row:
     points: int
     sentence: str
     details: tuple[tuple[str, str], ...]
+    untried: bool = False
+    """The student has not begun: there is a stub."""
 
 
 def points_text(points: float) -> str:
@@ -47,15 +53,21 @@ def points_text(points: float) -> str:
 def rows(assignment: Assignment, findings: Iterable[Finding], task: str | None = None) -> list[Row]:
     """The findings (of one task) as rows, failed ones first."""
     by_name = {check.name: check for check in assignment.checks}
-    made = []
+    by_check: dict[str, list[Finding]] = {}
     for finding in findings:
+        by_check.setdefault(finding.check, []).append(finding)
+    made = []
+    for finding in (finding for group in by_check.values() for finding in group):
         check = by_name.get(finding.check)
         if check is None or (task is not None and finding.task != task):
             continue
-        passed = finding.outcome is Outcome.PASSED
-        earned = float(check.points) if passed else check.points * (finding.credit or 0.0)
-        made.append(Row(finding.outcome, earned, check.points, finding.sentence, tuple(_details(finding))))
+        points, _ = earned(check, by_check[check.name])
+        made.append(Row(finding.outcome, points, check.points, finding.sentence, tuple(_details(finding)), _untried(finding)))
     return sorted(made, key=lambda row: row.outcome is Outcome.PASSED)
+
+
+def _untried(finding: Finding) -> bool:
+    return finding.message == NOT_IMPLEMENTED
 
 
 def _details(finding: Finding) -> Iterable[tuple[str, str]]:
@@ -68,6 +80,8 @@ def _details(finding: Finding) -> Iterable[tuple[str, str]]:
             yield "your value:", finding.value
         if finding.expected is not None:
             yield "expected:", finding.expected
+        if finding.printed:
+            yield "printed:", finding.printed
     if finding.hint:
         yield "next:", finding.hint
 
@@ -100,16 +114,21 @@ def _render(task: TaskScore, shown: Sequence[Row], remarks: Sequence[str], prove
 
 def table(title: str, shown: Sequence[Row]) -> Table:
     """The rows as a table for a terminal."""
-    made = Table(title=escape(title), title_justify="left", show_lines=True, expand=False)
+    made = Table(title=_text(title), title_justify="left", show_lines=True, expand=False)
     made.add_column("outcome", no_wrap=True)
     made.add_column("points", no_wrap=True, justify="right")
     made.add_column("check", overflow="fold")
     for row in shown:
-        lines = [escape(row.sentence), *(f"[dim]{label}[/dim] {escape(text)}" for label, text in row.details)]
-        colour = RICH_COLOURS[row.outcome]
+        lines = [_text(row.sentence)]
+        lines += [Text.assemble((label, "dim"), " ", _text(text)) for label, text in row.details]
         made.add_row(
-            f"[{colour}]{MARKS[row.outcome]} {row.outcome}[/{colour}]",
+            Text(f"{MARKS[row.outcome]} {row.outcome}", style=RICH_COLOURS[row.outcome]),
             f"{points_text(row.earned)} / {row.points}",
-            "\n".join(lines),
+            Text("\n").join(lines),
         )
     return made
+
+
+def _text(text: str) -> Text:
+    """`text` to be shown as it is: no markup, no emoji names, no commands to the terminal."""
+    return Text(CONTROL.sub("\N{REPLACEMENT CHARACTER}", text))

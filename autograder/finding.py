@@ -6,7 +6,10 @@ from enum import StrEnum
 
 from pydantic import BaseModel, ConfigDict, Field
 
-__all__ = ["Finding", "Outcome"]
+__all__ = ["NOT_IMPLEMENTED", "Finding", "Outcome"]
+
+NOT_IMPLEMENTED = "Not implemented yet."
+"""The message where a stub still stands."""
 
 
 class Outcome(StrEnum):
@@ -29,7 +32,7 @@ class Outcome(StrEnum):
 class Finding(BaseModel):
     """One check, one run. Texts from the submission are kept as they came and must be escaped when shown."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, ser_json_inf_nan="strings")
 
     check: str
     task: str
@@ -40,6 +43,7 @@ class Finding(BaseModel):
     hint: str = Field("", description="The author's next step for the student; never derived from the submission.")
     value: str | None = Field(None, description="What the submission gave.")
     expected: str | None = Field(None, description="The value or property expected instead.")
+    printed: str = Field("", description="The last lines that the submission printed during the check.")
     credit: float | None = Field(None, description="Partial credit of a performance check, 0 to 1.")
     seconds: float = Field(0.0, description="Wall time of the check, by the judge's clock.")
     measurements: dict[str, float] = Field(default_factory=dict)

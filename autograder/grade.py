@@ -8,13 +8,13 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from autograder.finding import Finding, Outcome
 from autograder.spec import Assignment, Check
 
-__all__ = ["Score", "TaskScore", "score"]
+__all__ = ["Score", "TaskScore", "earned", "score"]
 
 WITHHOLDING = frozenset({Outcome.SKIPPED, Outcome.INCONCLUSIVE, Outcome.REVIEW, Outcome.BROKEN})
 
@@ -57,17 +57,18 @@ def score(assignment: Assignment, findings: Iterable[Finding], withheld: Iterabl
     whole = [*withheld, *(f"a finding of an unknown check, {name!r}" for name in by_check if name not in known)]
     tasks = []
     for task in assignment.tasks:
-        earned, reasons = [], []
+        all_points, reasons = [], []
         for check in task.checks:
-            points, reason = _points(check, by_check.get(check.name, []))
-            earned.append(points)
+            points, reason = earned(check, by_check.get(check.name, []))
+            all_points.append(points)
             if reason:
                 reasons.append(reason)
-        tasks.append(TaskScore(task.name, math.fsum(earned), task.points, tuple(reasons)))
+        tasks.append(TaskScore(task.name, math.fsum(all_points), task.points, tuple(reasons)))
     return Score(tuple(tasks), (*whole, *(reason for task_score in tasks for reason in task_score.withheld)))
 
 
-def _points(check: Check, findings: list[Finding]) -> tuple[float, str | None]:
+def earned(check: Check, findings: Sequence[Finding]) -> tuple[float, str | None]:
+    """The points of one check under all findings of it, and why the grade must wait, if it must."""
     if len(findings) != 1:
         return 0.0, f"{check.name}: {len(findings) or 'no'} finding{'s' if findings else ''} instead of one"
     (finding,) = findings

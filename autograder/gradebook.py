@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import json
+import re
+import shlex
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
 from nbgrader.api import Gradebook, MissingEntry
+from sqlalchemy.exc import SQLAlchemyError
 
 from autograder import build, course, results
 from autograder.grade import Score
@@ -41,7 +44,17 @@ class Entered:
 
 
 def recorded(folder: Path, name: str) -> dict[str, Recorded]:
-    """The gradebook's state of assignment `name`, by student."""
+    """The gradebook's state of assignment `name`, by student; without those that have no score yet. Raises `CourseError`."""
+    try:
+        return _recorded(folder, name)
+    except SQLAlchemyError as error:
+        raise course.CourseError(
+            f"nbgrader's gradebook {_db_url(folder)} cannot be used: {str(error.__cause__ or error).splitlines()[0]}. "
+            "Results are stored: mend the gradebook, then run the same command again."
+        ) from error
+
+
+def _recorded(folder: Path, name: str) -> dict[str, Recorded]:
     config = course.load_config(folder)
     course_id = config.CourseDirectory.get("course_id", "")
     with build.quiet_nbgrader(), Gradebook(_db_url(folder), course_id) as book:
@@ -52,6 +65,8 @@ def recorded(folder: Path, name: str) -> dict[str, Recorded]:
         found = {}
         for submission in submissions:
             grades = [grade for notebook in submission.notebooks for grade in notebook.grades]
+            if all(grade.auto_score is None and grade.manual_score is None for grade in grades):
+                continue  # nbgrader notes a submission before it knows whether there is a score
             found[submission.student.id] = Recorded(
                 points={grade.name.removeprefix(CELL): grade.auto_score for grade in grades if grade.name.startswith(CELL)},
                 total=submission.score - submission.late_submission_penalty,
@@ -62,24 +77,44 @@ def recorded(folder: Path, name: str) -> dict[str, Recorded]:
         return found
 
 
-def enter(folder: Path, name: str, graded: Iterable[Graded], done: Callable[[Entered], None], *, force: bool = False) -> None:
-    """Run nbgrader's own autograde for every grade that the gradebook does not hold yet. `done` gets each in turn.
+def enter(
+    folder: Path, name: str, graded: Iterable[Graded], isolation: str, done: Callable[[Entered], bool], *, force: bool = False
+) -> None:
+    """Run nbgrader's own autograde for every grade that the gradebook does not hold yet.
 
-    Withheld grades are not entered. An interrupted run leaves whole students only.
+    `done` gets each in turn and says whether to go on. Withheld grades and those made below the level `isolation` are not
+    entered. An interrupted run leaves whole students only.
     """
-    api = course.api(folder)
+    api = course.api(folder, isolation)
     state = recorded(folder, name)
     for each in graded:
         if each.score is None or each.result is None or each.score.withheld:
             continue
         stem = results.key(each.result.submission_hash, each.result.suite_hash, each.result.tier)
         if not force and _holds(folder, name, each.student, stem, each.score, state.get(each.student)):
-            done(Entered(each.student, fresh=False))
-            continue
-        with build.quiet_nbgrader() as log:
-            outcome = api.autograde(name, each.student, force=True)
-        problem = "" if outcome["success"] else _last_words(str(outcome.get("log", "")) + log.getvalue())
-        done(Entered(each.student, fresh=True, problem=problem))
+            entered = Entered(each.student, fresh=False)
+        elif problem := _obstacle(folder / "submitted" / each.student / name, name):
+            entered = Entered(each.student, fresh=True, problem=problem)
+        else:
+            with build.quiet_nbgrader() as log:
+                outcome = api.autograde(name, each.student, force=True)
+            problem = "" if outcome["success"] else _reason(f"{outcome.get('log', '')}{log.getvalue()}{outcome.get('error', '')}")
+            entered = Entered(each.student, fresh=True, problem=problem)
+        if not done(entered):
+            break
+
+
+def _obstacle(submitted: Path, name: str) -> str:
+    """Why nbgrader could not enter this submission, if it could not."""
+    student = submitted.parent.name
+    if student != student.strip() or set("[]*?") & set(student):
+        return "nbgrader takes the name for a pattern or cuts its spaces, and finds nobody. Rename the folder, then grade again."
+    if not (submitted / f"{name}.ipynb").is_file():
+        return (
+            f"Only {name}.py was handed in, and nbgrader enters notebooks. Make one from it, then grade again: "
+            f"autograder sync {shlex.quote(f'{submitted / name}.py')}"
+        )
+    return ""
 
 
 def _holds(folder: Path, name: str, student: str, stem: str, scored: Score, state: Recorded | None) -> bool:
@@ -110,8 +145,11 @@ def _db_url(folder: Path) -> str:
     return url
 
 
-def _last_words(log: str) -> str:
-    """The line of nbgrader's log that says what went wrong."""
-    lines = [line.strip() for line in log.splitlines() if line.strip()]
-    errors = [line for line in lines if "Withheld" in line or "Error" in line]
-    return (errors or lines or ["nbgrader gave no reason"])[-1][:500]
+def _reason(log: str) -> str:
+    """What went wrong, from nbgrader's log with its tracebacks: the text of the last exception that is not nbgrader's summary."""
+    raised = re.findall(r"^(?:\w+\.)*(\w*(?:Error|Exception|Withheld|Interrupt|Missing\w+)): ?(.*)$", log, re.MULTILINE)
+    said = [(kind, text) for kind, text in raised if not text.startswith("Please see the")]
+    if not said:
+        return "nbgrader gave no reason; its log is shown by `nbgrader autograde`."
+    kind, text = said[-1]
+    return text[:500] if kind == "Withheld" else f"nbgrader failed with {kind}{': ' if text else ''}{text[:500]}"

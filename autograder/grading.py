@@ -1,12 +1,13 @@
 """Grade many submissions: find them, skip what is graded, judge the rest in parallel, store every result at once.
 
 This process gets warm once (suite, oracles, models, zygote) and forks a judge for each submission. It takes no findings on
-trust: a judge that dies or sends nonsense has its submission judged once more, then the grade is withheld.
+trust: a judge that dies, hangs or sends nonsense has its submission judged once more, then the grade is withheld.
 """
 
 from __future__ import annotations
 
 import contextlib
+import gc
 import json
 import os
 import secrets
@@ -19,19 +20,24 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from autograder import oracle, results, suite
-from autograder.finding import Finding
+from autograder.finding import Finding, Outcome
 from autograder.grade import Score, score
-from autograder.judge import judge
+from autograder.judge import judge, rehearse
 from autograder.manifest import Manifest
 from autograder.results import IsolationRecord, Result
 from autograder.sandbox import Limits, Sandbox
 from autograder.submission import Submission, UnreadableSubmission
 from autograder.suite import Suite
+from autograder.worker import walls
 from gpu_env import device
 
-__all__ = ["Graded", "Grader", "Job", "discover", "stored"]
+__all__ = ["Graded", "Grader", "Job", "discover", "first_interrupt", "stored"]
 
 JUDGE_TRIES = 2
+SILENCE_S = 60.0
+"""How much longer than one check may last a judge may be silent; half of it is what a worker may take to start."""
+PASSING = frozenset({Outcome.BROKEN, Outcome.INCONCLUSIVE, Outcome.SKIPPED})
+"""Outcomes that may be others next time (a model was missing, a machine was busy): the submission is judged again."""
 
 
 @dataclass(frozen=True)
@@ -68,7 +74,13 @@ def discover(submitted: Path, name: str, manifest: Manifest, students: Iterable[
     jobs = []
     for folder in sorted(submitted.glob(f"*/{name}")):
         student = folder.parent.name
-        if wanted and student not in wanted:
+        if student.startswith(".") or (wanted and student not in wanted):  # nbgrader skips hidden folders too
+            continue
+        try:
+            student.encode()
+        except UnicodeEncodeError:
+            shown = os.fsencode(student).decode(errors="backslashreplace")
+            jobs.append(Job(shown, None, "The name of the folder is not valid UTF-8. Rename it, then grade again."))
             continue
         try:
             jobs.append(Job(student, pair.read(folder, manifest).submission))
@@ -78,13 +90,19 @@ def discover(submitted: Path, name: str, manifest: Manifest, students: Iterable[
 
 
 def stored(loaded: Suite, folder: Path, job: Job, minimum_level: int, tier: str = "cpu") -> Graded | None:
-    """What an earlier run found out about the same content at `minimum_level` of isolation or above, if it is stored."""
+    """What an earlier run found out about the same content at `minimum_level` of isolation or above, if it is stored.
+
+    Findings that may have been the machine's fault do not count: they are tried again.
+    """
     if job.submission is None:
         return Graded(job.student, None, None, job.problem, fresh=False)
     result = results.load(_file(loaded, folder, job, tier))
-    if result is None or result.submission_hash != job.submission.hash or result.suite_hash != loaded.hash:
+    if result is None or result.isolation.level < minimum_level:
         return None
-    return None if result.isolation.level < minimum_level else _graded(loaded, result, fresh=False)
+    found = (result.student, result.submission_hash, result.suite_hash)
+    if found != (job.student, job.submission.hash, loaded.hash) or any(each.outcome in PASSING for each in result.findings):
+        return None
+    return _graded(loaded, result, fresh=False)
 
 
 def _file(loaded: Suite, folder: Path, job: Job, tier: str) -> Path:
@@ -110,22 +128,21 @@ class Grader:
     stopping: bool = False
 
     def warm_up(self) -> None:
-        """Load what all judges share: the suite's modules and the values of its oracles."""
-        import importlib
-
-        for file in ("test_public", "test_hidden"):
-            importlib.import_module(f"grading.{self.suite.assignment.name}.{file}")
+        """Load what all judges share: the suite's modules, the values of its oracles, what pytest imports."""
+        rehearse(self.suite.assignment, self.suite.files, self.suite.manifest, self.sandbox)
         oracle.prepare()
+        gc.collect()
+        gc.freeze()  # the collector of a fork must not touch, and so copy, what is shared
 
     def grade(self, jobs: Iterable[Job], done: Callable[[Graded], None]) -> None:
         """Judge `jobs` in parallel; `done` is called with each as it ends, its result stored.
 
-        After `stop` (or Ctrl-C) no further job is started, those running are finished. Raises `StoreError` when results
-        cannot be written; what was stored stays.
+        After `stop` (or Ctrl-C) no further job is started, those running are finished; a second Ctrl-C ends them too.
+        Raises `StoreError` when results cannot be written; what was stored stays.
         """
         waiting = [(job, 1) for job in jobs][::-1]
         running: dict[int, _Running] = {}
-        with selectors.DefaultSelector() as selector, _interrupt(self):
+        with selectors.DefaultSelector() as selector, first_interrupt(self.stop):
             try:
                 while running or (waiting and not self.stopping):
                     while waiting and len(running) < self.workers and not self.stopping:
@@ -133,11 +150,10 @@ class Grader:
                         running[started.pipe] = started
                         selector.register(started.pipe, selectors.EVENT_READ)
                     for ready, _ in selector.select(timeout=0.2):
-                        each = running[ready.fd]
-                        if not each.read():
-                            continue
-                        selector.unregister(ready.fd)
-                        del running[ready.fd]
+                        running[ready.fd].read()
+                    for each in [each for each in running.values() if each.ended or each.silent_s() > self._patience()]:
+                        selector.unregister(each.pipe)
+                        del running[each.pipe]
                         graded = self._finish(each)
                         if graded is None:
                             waiting.append((each.job, each.tries + 1))
@@ -145,7 +161,7 @@ class Grader:
                             done(graded)
             finally:
                 for each in running.values():
-                    each.kill()
+                    each.end()
 
     def stop(self) -> None:
         """Start no further job."""
@@ -153,6 +169,7 @@ class Grader:
 
     def _start(self, job: Job, tries: int) -> _Running:
         seed = secrets.randbits(63)
+        parent = os.getpid()
         read, write = os.pipe()
         sys.stdout.flush()
         sys.stderr.flush()
@@ -160,21 +177,29 @@ class Grader:
         pid = os.fork()
         if pid == 0:
             os.close(read)
-            self._judge_and_exit(job, seed, write, started)
+            self._judge_and_exit(job, seed, write, started, parent)
         os.close(write)
         os.set_blocking(read, False)
         return _Running(job, tries, seed, pid, read, started)
 
-    def _judge_and_exit(self, job: Job, seed: int, write: int, started: float) -> None:
-        """In the forked judge: findings as JSON into the pipe. Does not return."""
+    def _patience(self) -> float:
+        """Seconds without a sign of life after which a judge counts as hanging."""
+        return self.suite.assignment.check_s + SILENCE_S
+
+    def _judge_and_exit(self, job: Job, seed: int, write: int, started: float, parent: int) -> None:
+        """In the forked judge: a line break per check as a sign of life, then findings as JSON, into the pipe. Does not return."""
         code = 1
         times = {"fork_s": time.monotonic() - started}
         try:
             signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's to handle; running ones are finished
+            if sys.platform == "linux":
+                walls.set_parent_death_signal()  # a killed run must not go on in the background; its workers go with us
+                if os.getppid() != parent:
+                    os._exit(code)
             assert job.submission is not None
             findings = judge(
                 self.suite.assignment, self.suite.files, job.submission, self.suite.manifest, self.sandbox,
-                seed=seed, limits=self.limits, times=times,
+                seed=seed, limits=self.limits, times=times, watchers=[_SignOfLife(write)],
             )  # fmt: skip
             text = json.dumps({"findings": [finding.model_dump(mode="json") for finding in findings], "times": times})
             with open(write, "wb") as stream:
@@ -187,20 +212,22 @@ class Grader:
             os._exit(code)
 
     def _finish(self, each: _Running) -> Graded | None:
-        """Store what a judge found; `None` if it must be tried again."""
-        _, status = os.waitpid(each.pid, 0)
-        os.close(each.pipe)
+        """Store what a judge found; `None` if it must be tried again. Ends a judge that hangs."""
+        status = each.end()
         assert each.job.submission is not None
         try:
-            data = json.loads(bytes(each.data))
+            if not each.ended:
+                raise ValueError(f"no sign of life for {each.silent_s():.0f} s")
+            data = json.loads(bytes(each.data)) if each.data.strip() else {}
             if status or "findings" not in data:
-                raise ValueError(data.get("error", "no findings"))
+                raise ValueError(data.get("error") or f"it ended without findings, {_how(status)}")
             findings = tuple(Finding.model_validate(item) for item in data["findings"])
         except ValueError as error:
             if each.tries < JUDGE_TRIES and not self.stopping:
                 return None
-            why = f"the judge failed {each.tries} times (wait status {status}): {error}"
-            return Graded(each.job.student, None, None, why[:2000])
+            why = f"The judge failed {each.tries} times ({str(error)[:1500]}). "
+            why += "That is no fault of the submission. Run the same command again; `autograder doctor` looks at the machine."
+            return Graded(each.job.student, None, None, why)
         isolation = self.sandbox.isolation
         result = Result(
             assignment=self.suite.assignment.name,
@@ -239,30 +266,58 @@ class _Running:
     pipe: int
     started: float
     data: bytearray = field(default_factory=bytearray)
+    heard: float = field(default_factory=time.monotonic)
+    ended: bool = False
+    """It has said all that it will say."""
 
-    def read(self) -> bool:
-        """Take what has arrived; whether that was all."""
+    def read(self) -> None:
+        """Take what has arrived."""
         with contextlib.suppress(BlockingIOError):
             chunk = os.read(self.pipe, 1 << 20)
             self.data += chunk
-            return not chunk
-        return False
+            self.heard = time.monotonic()
+            self.ended = not chunk
 
-    def kill(self) -> None:
-        with contextlib.suppress(OSError):
-            os.kill(self.pid, signal.SIGKILL)
-            os.waitpid(self.pid, 0)
-            os.close(self.pipe)
+    def silent_s(self) -> float:
+        return time.monotonic() - self.heard
+
+    def end(self) -> int:
+        """Wait for its end, after killing it if it has not said all; gives the wait status."""
+        if not self.ended:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(self.pid, signal.SIGKILL)
+        os.close(self.pipe)
+        return os.waitpid(self.pid, 0)[1]
+
+
+class _SignOfLife:
+    """A pytest plug-in that writes a line break when a check begins: blank space before JSON means nothing."""
+
+    def __init__(self, pipe: int) -> None:
+        self._pipe = pipe
+
+    def pytest_runtest_setup(self) -> None:
+        os.write(self._pipe, b"\n")
+
+
+def _how(status: int) -> str:
+    """A wait status in words."""
+    code = os.waitstatus_to_exitcode(status)
+    return f"killed by signal {-code}" if code < 0 else f"exit code {code}"
 
 
 @contextlib.contextmanager
-def _interrupt(grader: Grader) -> Iterator[None]:
-    """The first Ctrl-C finishes what runs, the second one stops at once."""
+def first_interrupt(stop: Callable[[], None]) -> Iterator[None]:
+    """The first Ctrl-C calls `stop`, so that what runs can be finished; the second one is a KeyboardInterrupt."""
+    asked = False
 
     def handle(number: int, frame: object) -> None:
-        if grader.stopping:
+        nonlocal asked
+        if asked:
             raise KeyboardInterrupt
-        grader.stop()
+        asked = True
+        stop()
+        os.write(2, b"\nFinishing what runs. Ctrl-C once more stops at once.\n")  # print may not be interrupted by itself
 
     before = signal.signal(signal.SIGINT, handle)
     try:

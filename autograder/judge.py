@@ -17,7 +17,7 @@ from autograder.sandbox import Limits, Sandbox
 from autograder.spec import Assignment
 from autograder.submission import Submission
 
-__all__ = ["SuiteError", "judge"]
+__all__ = ["SuiteError", "judge", "rehearse"]
 
 OPTIONS = (
     "--assert=plain", "--noconftest", "--capture=no", "--import-mode=prepend",
@@ -26,6 +26,8 @@ OPTIONS = (
         "unraisableexception", "threadexception", "logging", "warnings", "setuponly", "setupplan", "stepwise",
     )),
 )  # fmt: skip
+
+ENDED = (pytest.ExitCode.OK, pytest.ExitCode.TESTS_FAILED, pytest.ExitCode.NO_TESTS_COLLECTED)
 
 
 class SuiteError(AutograderError):
@@ -43,11 +45,13 @@ def judge(
     only: str | None = None,
     limits: Limits | None = None,
     times: dict[str, float] | None = None,
+    watchers: Sequence[object] = (),
 ) -> list[Finding]:
     """The findings of all checks (or of the task `only`) on `submission`, in the assignment's order.
 
-    Runs student code in workers of `sandbox` only; `times` gets what that took besides the checks. Raises `SuiteError` if the suite is broken; a check that is broken gives
-    a finding. Changes this process (pytest imports the suite), so run it in a fork or a process of its own.
+    Runs student code in workers of `sandbox` only; `times` gets what that took besides the checks; `watchers` are further
+    pytest plug-ins. Raises `SuiteError` if the suite is broken; a check that is broken gives a finding. Changes this process
+    (pytest imports the suite), so run it in a fork or a process of its own.
     """
     running = RunningSubmission(submission.module(manifest), sandbox, limits, call_s=assignment.call_s)
     plugin = JudgePlugin(assignment, submission, running, seed, only)
@@ -56,12 +60,17 @@ def judge(
     config = Path(__file__).with_name("judge.toml")
     try:
         code = pytest.main(
-            [f"-c{config}", f"--rootdir={files[0].parent}", *OPTIONS, *map(str, files)], plugins=[plugin]
+            [f"-c{config}", f"--rootdir={files[0].parent}", *OPTIONS, *map(str, files)], plugins=[plugin, *watchers]
         )
     finally:
         running.close()
         if times is not None:
             times.update(running.times)
-    if plugin.errors or code not in (pytest.ExitCode.OK, pytest.ExitCode.TESTS_FAILED):
+    if plugin.errors or code not in ENDED:
         raise SuiteError(f"The suite of {assignment.name} cannot be run (pytest: {code!r}). " + "\n".join(plugin.errors))
     return plugin.findings
+
+
+def rehearse(assignment: Assignment, files: Sequence[Path], manifest: Manifest, sandbox: Sandbox) -> None:
+    """Judge nothing, so that forks of this process find all imports done. Raises `SuiteError` if the suite is broken."""
+    judge(assignment, files, Submission("nothing", {}), manifest, sandbox, seed=0, only="")

@@ -21,7 +21,8 @@ HELPERS = "helpers"
 
 def digest(text: str) -> str:
     """Short content hash of a cell: trailing blank space, which editors add and drop unasked, does not count."""
-    return hashlib.sha256("\n".join(line.rstrip() for line in text.rstrip().splitlines()).encode()).hexdigest()[:16]
+    lines = "\n".join(line.rstrip() for line in text.rstrip().splitlines())
+    return hashlib.sha256(lines.encode(errors="surrogatepass")).hexdigest()[:16]
 
 
 class TaskEntry(BaseModel):

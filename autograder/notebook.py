@@ -6,30 +6,32 @@ import io
 import json
 import os
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
 from rich.console import Console
 
 from autograder import feedback, selfcheck
-from autograder.manifest import HELPERS, Manifest
-from autograder.submission import UnreadableSubmission
+from autograder.manifest import HELPERS, Manifest, digest
+from autograder.submission import UnreadableSubmission, defined
 
 __all__ = ["check"]
 
 PROVENANCE = {"submission": "of this notebook", "suite": "public checks", "isolation": "process only, self-check", "tier": "cpu", "framework": ""}
-_executed: dict[str, str] = {}
-"""Source of cells that this kernel executed since `autograder` was loaded, by cell id."""
+_executed: dict[str, tuple[str, float]] = {}
+"""Source and time of the cells that this kernel executed since `autograder` was loaded, by cell id."""
 
 
 class Shown:
     """The findings of a self-check, as HTML in a notebook and as text in a terminal."""
 
-    def __init__(self, found: selfcheck.SelfCheck) -> None:
+    def __init__(self, found: selfcheck.SelfCheck, notes: list[str]) -> None:
         self.found = found
+        self.notes = notes
 
     def _repr_html_(self) -> str:
-        remarks = [f"read {self.found.read}", *self.found.remarks, *self.found.withheld]
+        remarks = [f"read {self.found.read}", *self.notes, *self.found.remarks, *self.found.withheld]
         return "".join(
             feedback.findings_html(task, feedback.rows(self.found.assignment, self.found.findings, task.task), remarks, PROVENANCE)
             for task in self.found.tasks
@@ -37,6 +39,7 @@ class Shown:
 
     def __repr__(self) -> str:
         text = io.StringIO()
+        text.writelines(f"Note: {note}\n" for note in self.notes)
         console = Console(width=110, no_color=True, force_jupyter=False, file=text)
         for task in self.found.tasks:
             title = f"{task.task}: {feedback.points_text(task.points)} of {task.max_points} public points, read {self.found.read}"
@@ -58,7 +61,8 @@ def check(task: str) -> Shown | Problem:
     """Run the public checks of `task`. Looks at the notebook that this kernel belongs to, in the folder that it was fetched to."""
     try:
         path = _notebook()
-        return Shown(selfcheck.run(path, task, _newer(path)))
+        newer, notes = _newer(path)
+        return Shown(selfcheck.run(path, task, newer), notes)
     except (selfcheck.SelfCheckError, UnreadableSubmission, FileNotFoundError) as error:
         return Problem(str(error))
 
@@ -72,34 +76,47 @@ def _notebook() -> Path:
     return Path.cwd() / f"{manifest.assignment}.ipynb"
 
 
-def _newer(path: Path) -> dict[str, str]:
-    """Graded cells that were executed here with another text than the saved file has."""
+def _newer(path: Path) -> tuple[dict[str, str], list[str]]:
+    """Graded cells that this kernel executed after the file was saved, and a note on those where that is not known."""
     try:
         cells = json.loads(path.read_bytes())["cells"]
+        saved = path.stat().st_mtime
     except (OSError, ValueError, KeyError, TypeError):
-        return {}
-    newer = {}
+        return {}, []
+    newer, notes = {}, []
     for cell in cells:
         name = cell.get("metadata", {}).get("task") or cell.get("metadata", {}).get(HELPERS)
+        if not name:
+            continue
         source = cell.get("source", "")
         source = "".join(source) if isinstance(source, list) else source
-        executed = _executed.get(str(cell.get("id")))
-        if name and executed is not None and executed != source:
+        executed, at = _executed.get(str(cell.get("id")), (_last_definition(name), None))
+        if executed is None or digest(executed) == digest(source):
+            continue
+        if at is None:
+            when = time.strftime("%H:%M:%S", time.localtime(saved))
+            notes.append(f"{path.name} as saved at {when} has another text for {name} than you ran last. Save (Ctrl+S), check again.")
+        elif at > saved:
             newer[str(name)] = executed
-    return newer
+    return newer, notes
+
+
+def _last_definition(name: str) -> str | None:
+    """The last input of this kernel that defines `name`: all that is known of cells executed before `autograder` was loaded."""
+    shell = _shell()
+    inputs = shell.history_manager.input_hist_raw if shell is not None else []
+    return next((text for text in reversed(inputs) if name in defined(text)), None)
 
 
 def _remember(info: Any) -> None:
     if getattr(info, "cell_id", None) and info.raw_cell:
-        _executed[str(info.cell_id)] = info.raw_cell
+        _executed[str(info.cell_id)] = (info.raw_cell, time.time())
 
 
-def _watch() -> None:
-    """Remember what is executed from now on, and what was executed before under a known cell id."""
+def _shell() -> Any:
     ipython = sys.modules.get("IPython")
-    shell = ipython.get_ipython() if ipython else None
-    if shell is not None:
-        shell.events.register("pre_run_cell", _remember)
+    return ipython.get_ipython() if ipython else None
 
 
-_watch()
+if (shell := _shell()) is not None:
+    shell.events.register("pre_run_cell", _remember)

@@ -12,7 +12,14 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from autograder.manifest import Manifest, digest
-from autograder.submission import Submission, UnreadableSubmission, read_notebook, read_script
+from autograder.submission import (
+    MAX_SCRIPT_BYTES,
+    Submission,
+    UnreadableSubmission,
+    read_bytes,
+    read_notebook,
+    read_script,
+)
 
 __all__ = ["Pair", "PairConflict", "read", "take"]
 
@@ -65,25 +72,36 @@ def read(folder: Path, manifest: Manifest) -> Pair:
 
 
 def take(path: Path, manifest: Manifest) -> Path:
-    """Make the other file of the pair hold what `path` holds, and note that they agree. Gives the path of the other one."""
+    """Make the other file of the pair hold what `path` holds, and note that they agree. Returns the other's path.
+
+    What it held before stays as `.NAME.bak` beside it. Raises `UnreadableSubmission`; nothing has changed then.
+    """
     import jupytext
     import nbformat
     from jupytext.combine import combine_inputs_with_outputs
 
     notebook, script = _paths(path.parent, manifest)
     other = script if path.name == notebook.name else notebook
-    if path.name == notebook.name:
-        submission = read_notebook(path, manifest)
-        text = jupytext.writes(jupytext.read(path), fmt="py:percent")
-    else:
-        submission = read_script(path, manifest)
-        inputs = jupytext.read(path, fmt="py:percent")
-        if other.is_file():
-            combine_inputs = jupytext.read(other)
-            inputs = combine_inputs_with_outputs(inputs, combine_inputs, fmt="py:percent")
-            _restore_metadata(inputs, combine_inputs)
-        text = nbformat.writes(inputs) + "\n"
-    _write(other, text)
+    submission = read_notebook(path, manifest) if path.name == notebook.name else read_script(path, manifest)
+    try:
+        if path.name == notebook.name:
+            text = jupytext.writes(jupytext.read(path), fmt="py:percent")
+        else:
+            inputs = jupytext.read(path, fmt="py:percent")
+            if other.is_file():
+                combine_inputs = jupytext.read(other)
+                inputs = combine_inputs_with_outputs(inputs, combine_inputs, fmt="py:percent")
+                _restore_metadata(inputs, combine_inputs)
+            text = nbformat.writes(inputs) + "\n"
+    except Exception as error:  # jupytext and nbformat raise anything on a notebook with fields of the wrong type
+        raise UnreadableSubmission(
+            f"{path.name} cannot be carried over to {other.name}: {str(error)[:200]}. Nothing was changed. "
+            f"Open {notebook.name} in JupyterLab and save it, or, if {script.name} counts, move {notebook.name} away; "
+            "then run the same command again."
+        ) from None
+    if other.is_file():
+        _write(other.with_name(f".{other.name}.bak"), other.read_bytes())
+    _write(other, text.encode())
     _note(path.parent, submission)
     return other
 
@@ -116,18 +134,18 @@ def _hash(submission: Submission, name: str) -> str | None:
 
 def _agreed(folder: Path, manifest: Manifest) -> dict[str, str]:
     try:
-        state = json.loads((folder / STATE).read_bytes())
-    except (OSError, ValueError):
+        state = json.loads(read_bytes(folder / STATE, MAX_SCRIPT_BYTES))
+    except (UnreadableSubmission, ValueError, RecursionError):
         state = None
     return state if isinstance(state, dict) else dict(manifest.stubs)
 
 
 def _note(folder: Path, submission: Submission) -> None:
     state = {name: digest(source) for name, source in submission.answers.items()}
-    text = json.dumps(state, indent=1) + "\n"
+    data = (json.dumps(state, indent=1) + "\n").encode()
     path = folder / STATE
-    if not path.is_file() or path.read_text() != text:
-        _write(path, text)
+    if not path.is_file() or path.read_bytes() != data:
+        _write(path, data)
 
 
 def _restore_metadata(notebook: object, before: object) -> None:
@@ -143,7 +161,8 @@ def _identity(cell: object) -> tuple[str, str] | None:
     return next(((role, metadata[role]) for role in ("task", "helpers", "given", "check") if role in metadata), None)
 
 
-def _write(path: Path, text: str) -> None:
+def _write(path: Path, data: bytes) -> None:
+    """Write all of `data` or nothing."""
     temporary = path.with_name(f".{path.name}.writing")
-    temporary.write_text(text, encoding="utf-8", newline="\n")
+    temporary.write_bytes(data)
     os.replace(temporary, path)

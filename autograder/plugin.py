@@ -13,10 +13,12 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import platformdirs
 import pytest
 
 from autograder.checks import CheckFailed, SubmissionFault, SubmissionRaised
-from autograder.finding import Finding, Outcome
+from autograder.finding import NOT_IMPLEMENTED, Finding, Outcome
+from autograder.manifest import HELPERS
 from autograder.remote import RunningSubmission
 from autograder.spec import Assignment, Check, SpecError
 from autograder.submission import Submission
@@ -27,7 +29,6 @@ __all__ = ["JudgePlugin"]
 
 TIMEOUTS_PER_TASK = 2
 """After so many the rest of a task is not run: an endless loop would otherwise cost its limit once per check."""
-NOT_IMPLEMENTED = "Not implemented yet."
 PUBLIC_FILES = ("test_public.py", "public_checks.py")
 
 
@@ -56,8 +57,10 @@ class JudgePlugin:
         return random.Random(f"{self.seed}/{request.node.name}")
 
     def pytest_configure(self) -> None:
-        from hypothesis import HealthCheck, Phase, core, settings
+        from hypothesis import HealthCheck, Phase, configuration, core, settings
 
+        # It keeps a cache; not in the folder where somebody happens to grade or to check.
+        configuration.set_hypothesis_home_dir(platformdirs.user_cache_path("inference-autograder", appauthor=False) / "hypothesis")
         settings.register_profile(
             "grading",
             database=None,
@@ -91,7 +94,9 @@ class JudgePlugin:
             found[item.name] = item
         if absent := checks.keys() - found.keys():
             raise SpecError(f"spec.py names checks without a test function: {', '.join(sorted(absent))}.")
-        return [found[check.name] for check in checks.values() if self.only in (None, check.task)]
+        # All public ones first: a submission that remembers hidden inputs must find no message to put them into.
+        order = sorted(checks.values(), key=lambda check: check.hidden)
+        return [found[check.name] for check in order if self.only in (None, check.task)]
 
     def pytest_collectreport(self, report: pytest.CollectReport) -> None:
         if report.failed:
@@ -105,16 +110,17 @@ class JudgePlugin:
         self._require(check)
         return (yield)
 
-    @pytest.hookimpl(wrapper=True)
-    def pytest_runtest_makereport(self, item: pytest.Function, call: pytest.CallInfo[None]) -> Iterator[Any]:
-        report = yield
+    @pytest.hookimpl(tryfirst=True)
+    def pytest_runtest_makereport(self, item: pytest.Function, call: pytest.CallInfo[None]) -> pytest.TestReport:
+        """Note the finding. In place of pytest's report, whose traceback nobody reads and which takes 40 ms to lay out."""
         error = call.excinfo.value if call.excinfo else None
         if call.when == "call" or error is not None:
             if call.when == "call" or not any(finding.check == item.name for finding in self.findings):
                 self.findings.append(self._finding(item, error, call.duration))
             else:
                 self.errors.append(f"{item.nodeid}, {call.when}: {error!r}")
-        return report
+        assert call.when != "collect"
+        return pytest.TestReport(item.nodeid, item.location, {}, "failed" if error else "passed", None, call.when)
 
     def _check(self, item: pytest.Item) -> Check:
         return next(check for check in self.assignment.checks if check.name == item.name)
@@ -125,7 +131,7 @@ class JudgePlugin:
             raise _Blocked(self.blocked[check.task])
         if check.task in self.content.missing:
             self.blocked[check.task] = "The cell of the task is missing."
-            raise CheckFailed(self.content.missing[check.task])
+            raise _Unusable(self.content.missing[check.task])
         try:
             kind = self.running.describe(check.task)
         except SubmissionFault as fault:
@@ -135,10 +141,10 @@ class JudgePlugin:
             return
         self.blocked[check.task] = f"There is no {check.task} to call."
         if error := self.running.load_errors.get(check.task):
-            raise CheckFailed(f"The cell of {check.task} could not be loaded: {self._describe(error)}")
+            raise _Unusable(f"The cell of {check.task} could not be loaded: {self._describe(error, check.task)}")
         if kind.kind == "value":
-            raise CheckFailed(f"{check.task} is neither a function nor a class.", value=kind.type_name)
-        raise CheckFailed(f"The cell of {check.task} does not define that name.")
+            raise _Unusable(f"{check.task} is neither a function nor a class.", value=kind.type_name)
+        raise _Unusable(f"The cell of {check.task} does not define that name.")
 
     def _finding(self, item: pytest.Function, error: BaseException | None, seconds: float) -> Finding:
         check = self._check(item)
@@ -151,18 +157,23 @@ class JudgePlugin:
             hidden=check.hidden,
             sentence=sentence,
             message=message,
-            hint=hint if outcome is Outcome.FAILED and message != NOT_IMPLEMENTED else "",
+            hint=hint if self._wrong_answer(error) else "",
+            printed="" if check.hidden or outcome is Outcome.PASSED else self.running.printed(),
             value=value,
             expected=expected,
             seconds=round(seconds, 4),
         )
+
+    def _wrong_answer(self, error: BaseException | None) -> bool:
+        """Whether the submission ran and was wrong: only then does the author's hint lead anywhere."""
+        return any(type(part) is CheckFailed for part in _flatten(error))
 
     def _verdict(self, check: Check, error: BaseException | None) -> tuple[Outcome, str, str | None, str | None]:
         for part in _flatten(error):
             if isinstance(part, CheckFailed):
                 return Outcome.FAILED, part.message, part.value, part.expected
             if isinstance(part, SubmissionRaised):
-                return Outcome.FAILED, self._describe(part), None, None
+                return Outcome.FAILED, self._describe(part, check.task), None, None
             if isinstance(part, SubmissionFault):
                 self.timeouts[check.task] += part.timeout
                 if self.timeouts[check.task] >= TIMEOUTS_PER_TASK:
@@ -177,23 +188,36 @@ class JudgePlugin:
             return Outcome.SKIPPED, str(error), None, None
         return Outcome.BROKEN, f"{type(error).__name__}: {error}"[:2000], None, None
 
-    def _describe(self, error: SubmissionRaised) -> str:
+    def _describe(self, error: SubmissionRaised, task: str) -> str:
         """What the submission raised, in a sentence, with the line of the student's code."""
+        cell, number, line = error.lines[-1] if error.lines else (task, 0, "")
+        other = cell if cell != task and cell in self.content.answers and cell != HELPERS else None
         if error.type_name == "NotImplementedError":
-            return NOT_IMPLEMENTED
+            return f"Your code calls {other}, which is not implemented yet." if other else NOT_IMPLEMENTED
         where = ""
         if error.lines:
-            cell, number, line = error.lines[-1]
             where = f" (cell {cell}, line {number}: {line})"
         text = f"Your code raised {error.type_name}: {error.text}{where}".strip()
-        if error.name and error.name in self.content.elsewhere:
+        if other:
+            text += f" — that is in {other}, which this task calls"
+        if error.name and error.name in self.running.load_errors:
+            text += f" — the cell of {error.name} could not be loaded"
+        elif error.name and error.name in self.content.elsewhere:
             text += (
                 f" — {error.name} is only defined in {self.content.elsewhere[error.name]}, which is not graded. "
                 "Move it to the cell of imports and helpers."
             )
+        elif error.type_name == "NameError" and HELPERS in self.running.load_errors:
+            broken = self.running.load_errors[HELPERS]
+            line_number = f", line {broken.lines[-1][1]}" if broken.lines else ""
+            text += f" — the cell of imports and helpers could not be loaded: {broken}{line_number}"
         elif error.type_name == "SyntaxError" and error.lines and error.lines[-1][2][:1] in "%!":
             text += " — notebook commands (lines with % or !) cannot stand in graded cells."
         return text
+
+
+class _Unusable(CheckFailed):
+    """There is nothing that the check could be tried on."""
 
 
 class _Blocked(Exception):

@@ -117,17 +117,20 @@ class EnterResults(NbGraderPreprocessor):
                 if result and result.submission_hash == submission.hash and result.isolation.level >= LEVELS[self.isolation]:
                     return file, result
             if attempt == 0:
-                self._grade_now(name, student, course)
-        raise Withheld(f"No result is stored for {student}. Run `autograder grade {name} --student {student}`, it says why.")
+                reason = self._grade_now(name, student, course)
+        raise Withheld(f"No result is stored for {student}. {reason or f'Run `autograder grade {name}`, it says why.'}")
 
-    def _grade_now(self, name: str, student: str, course: Path) -> None:
-        """Grade in a process of its own: this one may be a server with threads, which must not be forked."""
-        command = [sys.executable, "-m", "autograder", "grade", name, "--course", str(course), "--no-import", "--plain"]
+    def _grade_now(self, name: str, student: str, course: Path) -> str:
+        """Grade in a process of its own: this one may be a server with threads, which must not be forked. Gives its complaint."""
+        command = [sys.executable, "-P", "-m", "autograder", "grade", name, f"--course={course}", f"--isolation={self.isolation}"]
+        command += ["--no-import", "--plain"]
         if _converter(self).coursedir.student_id != "*":
-            command += ["--student", student]
-        done = subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, text=True, check=False)
-        if done.returncode:
-            self.log.warning("autograder grade: %s", (done.stdout + done.stderr)[-2000:])
+            command += [f"--student={student}"]
+        done = subprocess.run(
+            command, stdin=subprocess.DEVNULL, capture_output=True, text=True, encoding="utf-8", errors="replace", check=False
+        )
+        said = (done.stdout + done.stderr).splitlines()
+        return " ".join(line.partition(":")[2].strip() for line in said if line.startswith((f"{student}:", "autograder:")))
 
 
 def _converter(preprocessor: NbGraderPreprocessor) -> BaseConverter:

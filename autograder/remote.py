@@ -9,17 +9,21 @@ A Python function among the arguments runs in the judge when the submission call
 
 from __future__ import annotations
 
+import inspect
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from autograder.checks import SubmissionFault, SubmissionRaised
+from autograder.checks import CheckFailed, SubmissionFault, SubmissionRaised
 from autograder.sandbox import Limits, Sandbox, Worker
 from autograder.worker import arrays
 from autograder.worker.wire import Array, Deadline, Ref, Wire, WireClosed, WireError
 
 __all__ = ["Handle", "RunningSubmission"]
+
+LOAD_S = 30.0
+"""Seconds of wall time for loading a submission; a first `import torch` on a slow laptop takes ten."""
 
 
 class Handle:
@@ -36,6 +40,10 @@ class Handle:
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         return self._session.call(self, None, args, kwargs)
+
+    @property
+    def _type_name(self) -> str:
+        return self._ref.type_name
 
     def __repr__(self) -> str:
         return f"<an object of type {self._ref.type_name}>"
@@ -68,6 +76,7 @@ class RunningSubmission:
         self._load_fault: SubmissionFault | None = None
         self._check_fault: SubmissionFault | None = None
         self._deadline: Deadline | None = None
+        self._printed_before = ""
         self.load_errors: dict[str, SubmissionRaised] = {}
         self.times = {"worker_s": 0.0, "load_s": 0.0, "calls": 0.0}
         """What starting workers and loading the submission took, and how many messages were exchanged."""
@@ -80,20 +89,25 @@ class RunningSubmission:
     def begin_check(self, deadline: Deadline) -> None:
         """A check begins: no call of it may last beyond `deadline`, and after a fault no further call is tried in it."""
         self._deadline = deadline
+        self._printed_before = self._session.worker.output() if self._session and not self._session.dead else ""
         self._check_fault = None
 
     def describe(self, name: str) -> Description:
         """What the submission binds to `name`."""
         found = self._ready().exchange(["describe", name])
+        if type(found) is not dict:
+            raise self._ready().broken("sent a description that is none")
         try:
-            parameters = found["parameters"]
-            return Description(str(found["kind"]), str(found["type"]), None if parameters is None else tuple(parameters))
-        except (TypeError, KeyError):
+            parameters = None if found["parameters"] is None else tuple(map(str, found["parameters"]))
+            return Description(str(found["kind"]), str(found["type"]), parameters)
+        except (TypeError, KeyError, ValueError):
             raise self._ready().broken("sent a description that is none") from None
 
-    def output(self) -> str:
-        """What the running worker printed."""
-        return self._session.worker.output() if self._session else ""
+    def printed(self, lines: int = 10) -> str:
+        """The last lines that the submission printed since the check began."""
+        text = self._session.worker.output() if self._session else ""
+        fresh = text.removeprefix(self._printed_before)  # all of it, where so much was printed that the middle was left out
+        return "\n".join(fresh.strip().splitlines()[-lines:])[-1000:]
 
     def fresh(self) -> None:
         """End the running worker, so that the next call meets a new one."""
@@ -113,7 +127,7 @@ class RunningSubmission:
             started = time.monotonic()
             self.times["worker_s"] += started - began
             try:
-                failed = self._session.exchange(["load", self._cells])
+                failed = self._session.exchange(["load", self._cells], Deadline(LOAD_S))
                 if type(failed) is not dict:
                     raise self._session.broken("sent no list of what failed to load")
                 self.load_errors = {str(name): _raised(error) for name, error in failed.items()}
@@ -145,18 +159,23 @@ class _Session:
             raise SubmissionFault("lost an object: the process that held it ended in an earlier call")
         return self.exchange(["call", target, name, list(args), kwargs])
 
-    def exchange(self, message: list[Any]) -> Any:
+    def exchange(self, message: list[Any], deadline: Deadline | None = None) -> Any:
         """Send, answer the worker's calls of our functions, and return the value of the reply."""
         try:
-            return self._exchange(message)
+            return self._exchange(message, deadline)
+        except SubmissionRaised:
+            raise
         except SubmissionFault as fault:
             self.kill()
             self.owner._check_fault = fault
             raise
+        except BaseException:  # ours, perhaps in the middle of a frame or of a callback: the line is of no further use
+            self.kill()
+            raise
 
-    def _exchange(self, message: list[Any]) -> Any:
+    def _exchange(self, message: list[Any], deadline: Deadline | None) -> Any:
         try:
-            deadline = self.owner._time()
+            deadline = deadline or self.owner._time()
         except TimeoutError:
             raise SubmissionFault("ran out of the time that the whole check has", timeout=True) from None
         failed: BaseException | None = None
@@ -165,18 +184,19 @@ class _Session:
             self.wire.send(message, self.encode, deadline)
             while True:
                 reply = self.wire.receive(self.decode, deadline)
-                if len(reply) == 4 and reply[0] == "invoke" and failed is None:
+                kind = reply[0] if reply and type(reply[0]) is str else None  # == of an array is no bool
+                if len(reply) == 4 and kind == "invoke" and failed is None:
                     try:
-                        answer = ["value", self.function(reply[1])(*reply[2], **reply[3])]
+                        answer = ["value", self.invoke(*reply[1:])]
                     except Exception as error:
                         failed, answer = error, ["raised", None]
                     self.wire.send(answer, self.encode, deadline)
                 elif failed is not None:
                     self.kill()
                     raise failed
-                elif len(reply) == 2 and reply[0] == "value":
+                elif len(reply) == 2 and kind == "value":
                     return reply[1]
-                elif len(reply) == 2 and reply[0] == "raised":
+                elif len(reply) == 2 and kind == "raised":
                     raise _raised(reply[1])
                 else:
                     raise WireError("an answer of no known kind")
@@ -200,8 +220,23 @@ class _Session:
             raise WireError("a call of a function that was never given")
         return self.functions[number]
 
+    def invoke(self, number: Any, args: Any, kwargs: Any) -> Any:
+        """Call one of our functions for the submission."""
+        function = self.function(number)
+        if type(args) is not list or type(kwargs) is not dict or not all(type(key) is str for key in kwargs):
+            raise WireError("a call of a function with impossible arguments")
+        try:
+            inspect.signature(function).bind(*args, **kwargs)
+        except TypeError as error:  # the submission's mistake, where one from inside the function is ours
+            raise CheckFailed(f"Your code called a function that it was given with wrong arguments: {error}.") from None
+        except ValueError:
+            pass  # a built-in function without a signature
+        return function(*args, **kwargs)
+
     def encode(self, value: Any) -> Any:
         if isinstance(value, Handle):
+            if value._session is not self:
+                raise SubmissionFault("lost an object: the process that held it ended in an earlier call")
             return Ref(False, value._ref.number, value._ref.type_name, value._ref.callable)
         if (array := arrays.to_array(value)) is not None:
             return array
@@ -216,14 +251,27 @@ class _Session:
         return self.function(item.number) if item.mine else Handle(self, item)
 
 
+RAISED = {"type": str, "mro": list, "text": str, "lines": list, "data": dict}
+
+
 def _raised(data: Any) -> SubmissionRaised:
     """An exception that came over the wire; every field is the submission's word."""
+    # Exact types first: attributes of a handle would be calls into the worker.
+    if type(data) is not dict or [type(data.get(key)) for key in RAISED] != list(RAISED.values()):
+        raise WireError("an exception that is not one")
     try:
-        lines = tuple((str(cell), int(number), str(line)) for cell, number, line in data["lines"])
-        mro = tuple(str(base) for base in data["mro"])
-        attributes = {str(key): value for key, value in data["data"].items() if type(value) in (int, float, str)}
-        return SubmissionRaised(str(data["type"]), mro, str(data["text"]), lines, data["name"], attributes)
-    except (TypeError, KeyError, ValueError, AttributeError):
+        lines = tuple((str(cell)[:200], int(number), str(line)[:200]) for cell, number, line in data["lines"][:20])
+    except (TypeError, ValueError, OverflowError):
         raise WireError("an exception that is not one") from None
+    mro = tuple(base[:200] for base in data["mro"][:20] if type(base) is str)
+    attributes = {
+        key[:200]: value[:2000] if type(value) is str else value
+        for key, value in data["data"].items()
+        if type(key) is str and type(value) in (int, float, str)
+    }
+    name = data.get("name")
+    return SubmissionRaised(
+        data["type"][:200], mro, data["text"][:2000], lines, name[:200] if type(name) is str else None, attributes
+    )
 
 

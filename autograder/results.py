@@ -41,7 +41,8 @@ class IsolationRecord(BaseModel):
 class Result(BaseModel):
     """All findings of one submission under one suite on one machine, with what is needed to judge them again."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    # NaN as a string: JSON has no other way to keep it, and a NaN that becomes null would be a credit of all points
+    model_config = ConfigDict(extra="forbid", frozen=True, ser_json_inf_nan="strings")
 
     schema_version: Literal[1] = 1
     assignment: str
@@ -75,10 +76,10 @@ def path(folder: Path, assignment: str, student: str, name: str) -> Path:
 
 
 def load(file: Path) -> Result | None:
-    """The result in `file`, `None` if there is none that is whole."""
+    """The result in `file`, `None` if there is none that is whole and can be read."""
     try:
         return Result.model_validate_json(file.read_bytes())
-    except (FileNotFoundError, NotADirectoryError, ValidationError):
+    except (OSError, ValidationError):
         return None
 
 
@@ -89,7 +90,8 @@ def save(file: Path, result: Result) -> None:
         file.parent.mkdir(parents=True, exist_ok=True)
         descriptor, temporary = tempfile.mkstemp(prefix=PREFIX, dir=file.parent)
         with open(descriptor, "wb") as stream:
-            stream.write(result.model_dump_json(indent=1).encode(errors="replace") + b"\n")
+            text = result.model_dump_json(indent=1)
+            stream.write(text.encode(errors="replace") + b"\n")
             stream.flush()
             os.fsync(stream.fileno())
         os.replace(temporary, file)

@@ -15,9 +15,9 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from autograder import corpus, suite
+from autograder import corpus, results, suite
 from autograder.feedback import points_text
-from autograder.grading import Graded, Grader, Job, discover, stored
+from autograder.grading import Graded, Grader, Job, discover, first_interrupt, stored
 from autograder.sandbox import Sandbox, SandboxUnavailable, best_sandbox
 
 if TYPE_CHECKING:
@@ -43,7 +43,9 @@ class CourseRun:
     seconds: float
     stopped: bool
     waiting: int
-    """Submissions that Ctrl-C left ungraded."""
+    """Submissions that Ctrl-C left to be graded."""
+    unentered: int
+    """Grades that Ctrl-C left to be entered."""
 
     @property
     def code(self) -> int:
@@ -73,7 +75,10 @@ def grade_course(
     folder = course.find(start)
     jobs = discover(folder / "submitted", name, loaded.manifest, students)
     if absent := set(students) - {job.student for job in jobs}:
-        raise course.CourseError(f"No submission of {', '.join(sorted(absent))} for {name} in {folder / 'submitted'}.")
+        raise course.CourseError(
+            f"No submission of {', '.join(sorted(absent))} for {name} in {folder / 'submitted'}. "
+            "--student takes the name of a folder there."
+        )
     if not jobs:
         raise course.CourseError(
             f"{folder / 'submitted'} holds no submission for {name}. Collect first: `nbgrader collect {name}`, "
@@ -81,9 +86,12 @@ def grade_course(
         )
     word = isolation or course.isolation(folder)
     minimum = _level(word)
+    course.require_ours(folder)
     graded: dict[str, Graded] = {}
+    entered: dict[str, Entered] = {}
     stopped = False
     with _lock(folder / "results"):
+        results.sweep(folder / "results")
         for job in jobs:
             if not force and (found := stored(loaded, folder / "results", job, minimum)):
                 graded[job.student] = found
@@ -105,17 +113,22 @@ def grade_course(
 
                     grader.grade(todo, done)
                 stopped = grader.stopping
-    finished = [graded[job.student] for job in jobs if job.student in graded]
-    entered: dict[str, Entered] = {}
-    if enter and not stopped:
+        finished = [graded[job.student] for job in jobs if job.student in graded]
         due = [each for each in finished if each.status == "graded"]
-        with steps.step("entering into nbgrader's gradebook", len(due)) as progress:
+        if enter and not stopped:
 
-            def entered_one(each: Entered) -> None:
-                entered[each.student] = each
-                progress.advance(f"{each.student}: {each.problem or ('entered' if each.fresh else 'as it was')}")
+            def stop() -> None:
+                nonlocal stopped
+                stopped = True
 
-            gradebook.enter(folder, name, due, entered_one, force=force)
+            with steps.step("entering into nbgrader's gradebook", len(due)) as progress, first_interrupt(stop):
+
+                def entered_one(each: Entered) -> bool:
+                    entered[each.student] = each
+                    progress.advance(f"{each.student}: {each.problem or ('entered' if each.fresh else 'as it was')}")
+                    return not stopped
+
+                gradebook.enter(folder, name, due, word, entered_one, force=force)
     return CourseRun(
         name=name,
         tasks=tuple(task.name for task in loaded.assignment),
@@ -126,6 +139,7 @@ def grade_course(
         seconds=time.monotonic() - began,
         stopped=stopped,
         waiting=len(jobs) - len(finished),
+        unentered=len(due) - len(entered) if enter else 0,
     )
 
 
@@ -149,19 +163,28 @@ def print_grades(outcome: CourseRun, console: Console) -> None:
         reasons = [each.problem] if each.problem else list(each.score.withheld[:5]) if each.score else []
         if (entered := outcome.entered.get(each.student)) and entered.problem:
             reasons.append(entered.problem)
+        book = outcome.book.get(each.student)
+        if each.status == "withheld" and book is not None:
+            reasons.append(f"The gradebook keeps what was entered before: {points_text(book.total)} points.")
         for reason in reasons:
             console.print(f"[yellow]{escape(each.student)}:[/yellow] {escape(reason)}", highlight=False, soft_wrap=True)
     fresh = [each for each in outcome.graded if each.fresh]
+    unread = sum(each.result is None and not each.fresh for each in outcome.graded)
     if not fresh and not any(each.fresh for each in outcome.entered.values()) and not outcome.stopped:
-        console.print("Nothing to do: every submission is graded and entered. --force grades again.", highlight=False)
+        withheld = sum(each.status == "withheld" for each in outcome.graded)
+        rest = f" except {withheld} withheld (see above)" if withheld else ""
+        console.print(f"Nothing to do: every submission is graded{rest}. --force grades again.", highlight=False)
     console.print(
-        f"{len(fresh)} graded now, {len(outcome.graded) - len(fresh)} before, in {outcome.seconds:.1f} s; "
+        f"{len(fresh)} graded now, {len(outcome.graded) - len(fresh) - unread} before, "
+        + (f"{unread} cannot be graded, " if unread else "")
+        + f"in {outcome.seconds:.1f} s; "
         f"isolation in force: {outcome.isolation}",
         highlight=False,
     )
     if outcome.stopped:
         console.print(
-            f"Stopped; {outcome.waiting} submissions wait. What is graded is stored: the same command goes on from here.",
+            f"Stopped; {outcome.waiting} submissions wait to be graded, {outcome.unentered} grades to be entered. "
+            "What is graded is stored: the same command goes on from here.",
             highlight=False,
         )
 
@@ -238,24 +261,36 @@ def _line(each: Graded) -> str:
 @contextlib.contextmanager
 def _lock(folder: Path) -> Iterator[None]:
     """One grading run per course at a time; the second one says who is at it."""
+    file = _locked(folder)
+    try:
+        yield
+    finally:
+        os.close(file)
+
+
+def _locked(folder: Path) -> int:
     from autograder.course import CourseError
 
-    folder.mkdir(parents=True, exist_ok=True)
-    folder.chmod(0o700)
-    with open(folder / ".lock", "a+", encoding="utf-8") as file:
-        try:
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        folder.chmod(0o700)
+        file = os.open(folder / ".lock", os.O_RDWR | os.O_CREAT, 0o600)
+        with contextlib.suppress(ImportError):  # without flock there are no namespaces either: only self-checks run there
             import fcntl
 
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except ImportError:
-            pass  # without flock there are no namespaces either: only self-checks run there
-        except BlockingIOError:
-            file.seek(0)
-            raise CourseError(
-                f"Another grading run is at work in this course ({file.read().strip() or 'unknown'}). Wait for it, or stop it."
-            ) from None
-        file.seek(0)
-        file.truncate()
-        file.write(f"process {os.getpid()} since {time.strftime('%Y-%m-%d %H:%M:%S')}\n")
-        file.flush()
-        yield
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                holder = os.read(file, 200).decode(errors="replace").strip() or "unknown"
+                os.close(file)
+                raise CourseError(
+                    f"Another grading run is at work in this course ({holder}). Wait for it, or stop it."
+                ) from None
+        os.ftruncate(file, 0)
+        os.write(file, f"process {os.getpid()} since {time.strftime('%Y-%m-%d %H:%M:%S')}\n".encode())
+    except OSError as error:
+        raise results.StoreError(
+            f"Results cannot be stored in {folder}: {error.strerror}. Nothing was graded. "
+            "Make room or mend the permissions, then run the same command again."
+        ) from error
+    return file

@@ -14,6 +14,9 @@ from autograder.errors import AutograderError
 __all__ = ["Assignment", "Check", "SpecError", "Task"]
 
 
+RESERVED = frozenset({"begin_check", "close", "describe", "fresh", "load_errors", "printed", "times"})
+
+
 class SpecError(AutograderError):
     """A suite's `spec.py` contradicts itself or its test functions. The author's to mend."""
 
@@ -47,6 +50,8 @@ class Task:
     def __post_init__(self) -> None:
         if not self.name.isidentifier() or keyword.iskeyword(self.name):
             raise SpecError(f"Task name {self.name!r} is not a Python identifier; it names what the student defines.")
+        if self.name in RESERVED:
+            raise SpecError(f"Task name {self.name!r} is one that `submission` in a check has for itself. Choose another.")
         if twice := self.public.keys() & self.hidden.keys():
             raise SpecError(f"Task {self.name}: {sorted(twice)} are both public and hidden.")
         if unknown := self.performance - self.public.keys() - self.hidden.keys():

@@ -10,6 +10,7 @@ import ast
 import hashlib
 import json
 import stat
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -17,9 +18,13 @@ from typing import Any
 from autograder.errors import AutograderError
 from autograder.manifest import HELPERS, Manifest, digest
 
-__all__ = ["Submission", "UnreadableSubmission", "read_notebook", "read_script"]
+__all__ = ["Submission", "UnreadableSubmission", "defined", "read_bytes", "read_notebook", "read_script"]
 
 MAX_FILE_BYTES = 1 << 30
+MAX_SCRIPT_BYTES = 2 << 20
+"""A `.py` file has no outputs, and jupytext takes seconds for each megabyte."""
+MAX_PARSED = 1 << 18
+"""Characters of a graded cell, and of all others together, that are parsed for names; the parser needs 400 times that."""
 MAX_SOURCE_BYTES = 1 << 20
 """Of all graded cells together. The longest honest solution of the course has some thousand bytes."""
 ROLES = ("task", HELPERS, "given", "check")
@@ -70,7 +75,7 @@ class _Cell:
 
 def read_notebook(path: Path, manifest: Manifest) -> Submission:
     """The submission in a notebook. Raises `UnreadableSubmission`."""
-    raw = _read_bytes(path)
+    raw = read_bytes(path)
     try:
         notebook = json.loads(raw)
     except UnicodeDecodeError as error:
@@ -103,7 +108,7 @@ def read_script(path: Path, manifest: Manifest) -> Submission:
     import jupytext
 
     try:
-        text = _read_bytes(path).decode()
+        text = read_bytes(path, MAX_SCRIPT_BYTES).decode()
     except UnicodeDecodeError as error:
         raise UnreadableSubmission(
             f"{path.name} is not valid UTF-8 (byte {error.start:,}). Save it as UTF-8 and try again."
@@ -119,10 +124,11 @@ def read_script(path: Path, manifest: Manifest) -> Submission:
         for number, cell in enumerate(notebook.cells, 1)
         if cell.get("cell_type") == "code"
     ]
-    return _select(path.name, dict(notebook.metadata.get("autograder", {})), code, manifest)
+    about = notebook.metadata.get("autograder")
+    return _select(path.name, dict(about) if isinstance(about, dict) else {}, code, manifest)
 
 
-def _read_bytes(path: Path) -> bytes:
+def read_bytes(path: Path, limit: int = MAX_FILE_BYTES) -> bytes:
     """The content of a regular file: links, devices and pipes are not followed, opened or waited for."""
     try:
         status = path.lstat()
@@ -130,10 +136,10 @@ def _read_bytes(path: Path) -> bytes:
         raise UnreadableSubmission(f"{path.name} cannot be read: {error.strerror}. Check its name and permissions.") from None
     if not stat.S_ISREG(status.st_mode):
         raise UnreadableSubmission(f"{path.name} is not a regular file (a link or a device). Hand in the file itself.")
-    if status.st_size > MAX_FILE_BYTES:
+    if status.st_size > limit:
         raise UnreadableSubmission(
-            f"{path.name} has {status.st_size:,} bytes; at most {MAX_FILE_BYTES:,} are read. "
-            "Clear its outputs (Edit, Clear Outputs of All Cells), save, and hand in again."
+            f"{path.name} has {status.st_size:,} bytes; at most {limit:,} are read. "
+            "Clear its outputs (Edit, Clear Outputs of All Cells) and pasted data, save, and hand in again."
         )
     try:
         return path.read_bytes()
@@ -152,7 +158,10 @@ def _notebook_cell(number: int, cell: dict[str, Any]) -> _Cell:
     role = next((role for role in ROLES if isinstance(metadata.get(role), str)), None)
     if role is not None:
         name = metadata[role] if not isinstance(name, str) or role == "check" else name
-    return _Cell(number, role, name if isinstance(name, str) else None, source if isinstance(source, str) else "")
+    source = source if isinstance(source, str) else ""
+    # Half of a surrogate pair, which JSON can escape, is no text that Python could compile or a wire carry.
+    source = source.encode(errors="replace").decode()
+    return _Cell(number, role, name if isinstance(name, str) else None, source)
 
 
 def _select(file: str, about: dict[str, Any], code: list[_Cell], manifest: Manifest) -> Submission:
@@ -179,6 +188,8 @@ def _select(file: str, about: dict[str, Any], code: list[_Cell], manifest: Manif
     answers: dict[str, str] = {}
     missing: dict[str, str] = {}
     used: set[int] = set()
+    chosen = {cell.number for cell in known}
+    definitions = _definitions(cell for cell in code if cell.number not in chosen)
     for name in wanted:
         candidates = [cell for cell in known if cell.name == name]
         used.update(cell.number for cell in candidates)
@@ -190,7 +201,7 @@ def _select(file: str, about: dict[str, Any], code: list[_Cell], manifest: Manif
             if len(candidates) > 1:
                 remarks.append(f"The cell for {name!r} stands {len(candidates)} times.")
         elif name != HELPERS:
-            defining = [cell for cell in code if cell.name not in wanted and name in _defined(cell.source)]
+            defining = [cell for cell in code if cell.name not in wanted and name in definitions.get(cell.number, ())]
             if defining:
                 review.append(
                     f"{file} has no cell for the task {name!r}, but {defining[0]} defines that name. "
@@ -208,15 +219,27 @@ def _select(file: str, about: dict[str, Any], code: list[_Cell], manifest: Manif
             f"The graded cells of {file} hold more than {MAX_SOURCE_BYTES:,} characters. Compute data instead of pasting it."
         )
     others = [cell for cell in code if cell.number not in used and cell.name not in manifest.given]
-    elsewhere = {name: str(cell) for cell in others for name in _defined(cell.source)}
+    elsewhere = {name: str(cell) for cell in others for name in definitions.get(cell.number, ())}
     for source in [*answers.values(), *manifest.given.values()]:
-        for name in _defined(source):
+        for name in defined(source):
             elsewhere.pop(name, None)
     return Submission(file, answers, missing, tuple(review), tuple(remarks), elsewhere)
 
 
-def _defined(source: str) -> set[str]:
-    """Names that a cell binds at its top level; none if it does not parse."""
+def _definitions(cells: Iterable[_Cell]) -> dict[int, set[str]]:
+    """Names that cells bind at their top level, by number of the cell, as far as parsing them is affordable."""
+    found, parsed = {}, 0
+    for cell in cells:
+        if parsed + len(cell.source) <= MAX_PARSED:
+            parsed += len(cell.source)
+            found[cell.number] = defined(cell.source)
+    return found
+
+
+def defined(source: str) -> set[str]:
+    """Names that a cell binds at its top level; none if it does not parse, or is too long to be parsed."""
+    if len(source) > MAX_PARSED:
+        return set()
     try:
         tree = ast.parse(source)
     except (SyntaxError, ValueError, RecursionError, MemoryError):

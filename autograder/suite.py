@@ -18,7 +18,10 @@ from autograder.spec import Assignment, SpecError
 
 __all__ = ["Suite", "UnknownAssignment", "load", "load_assignment", "names", "repository"]
 
-JUDGING = ("checks.py", "grade.py", "oracle.py", "plugin.py", "remote.py", "spec.py", "worker/serve.py", "worker/wire.py")
+JUDGING = (
+    "checks.py", "finding.py", "grade.py", "judge.py", "oracle.py", "plugin.py", "remote.py", "spec.py",
+    "worker/arrays.py", "worker/serve.py", "worker/wire.py",
+)  # fmt: skip
 """Files of the framework that take part in a verdict."""
 
 

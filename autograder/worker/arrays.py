@@ -16,22 +16,27 @@ def to_array(value: Any) -> Array | None:
     Exact types only: a subclass may compute lazily, or answer differently every time it is looked at.
     """
     torch, numpy = sys.modules.get("torch"), sys.modules.get("numpy")
-    if torch is not None and type(value) in (torch.Tensor, torch.nn.Parameter):
+    kind = type(value)  # compared by `is` only: a metaclass may answer == as it likes
+    if torch is not None and (kind is torch.Tensor or kind is torch.nn.Parameter):
         return _from_torch(torch, value)
-    if numpy is not None and (type(value) is numpy.ndarray or isinstance(value, numpy.generic)):
-        kind = "numpy" if type(value) is numpy.ndarray else "scalar"
-        array = numpy.ascontiguousarray(value)
-        if array.dtype.name not in DTYPES:
-            raise WireError(f"a numpy array of dtype {array.dtype} cannot cross")
-        shape = value.shape if kind == "numpy" else ()
-        return Array(kind, array.dtype.name, shape, array.tobytes())
+    if numpy is not None and (kind is numpy.ndarray or _is_scalar(numpy, kind)):
+        if value.dtype.name not in DTYPES:
+            raise WireError(f"a numpy array of dtype {value.dtype} cannot cross")
+        native = value.dtype.newbyteorder("=")  # the name does not tell the order of bytes
+        array = numpy.asarray(value).astype(native, copy=False)
+        return Array("numpy" if kind is numpy.ndarray else "scalar", array.dtype.name, array.shape, array.tobytes())
     return None
+
+
+def _is_scalar(numpy: Any, kind: type) -> bool:
+    """Whether `kind` is one of numpy's own scalar types; a student's subclass of one is not."""
+    return issubclass(kind, numpy.generic) and numpy.dtype(kind).type is kind
 
 
 def _from_torch(torch: Any, tensor: Any) -> Array:
     dtype = str(tensor.dtype).removeprefix("torch.")
-    if dtype not in DTYPES or tensor.layout is not torch.strided:
-        raise WireError(f"a torch tensor of dtype {dtype} and layout {tensor.layout} cannot cross")
+    if dtype not in DTYPES or tensor.layout is not torch.strided or tensor.device.type == "meta":
+        raise WireError(f"a torch tensor of dtype {dtype}, layout {tensor.layout} on {tensor.device} cannot cross")
     flat = tensor.detach().to("cpu").resolve_conj().resolve_neg().contiguous().reshape(-1)
     data = flat.view(torch.uint8).numpy().tobytes() if flat.numel() else b""
     return Array("torch", dtype, tuple(tensor.shape), data)

@@ -33,6 +33,8 @@ MAX_KEPT = 100_000
 MAX_TEXT = 2_000
 MAX_TRACE = 12
 FOREVER = Deadline(None)
+TYPE_NAME: Callable[[type], str] = type.__dict__["__name__"].__get__
+"""The name of a class, whatever its metaclass says that it is."""
 
 
 def serve(sock: socket.socket) -> None:
@@ -122,14 +124,14 @@ class _Server:
         raise RuntimeError("the function that you were given failed; that is not the fault of your code")
 
     def encode(self, value: Any) -> Any:
-        if isinstance(value, _JudgeFunction):
+        if type(value) is _JudgeFunction:  # isinstance would ask the object for its __class__
             return Ref(False, value.number, "function", True)
         if (array := arrays.to_array(value)) is not None:
             return array
         if len(self.kept) >= MAX_KEPT:
             raise WireError(f"more than {MAX_KEPT:,} objects that are neither numbers, texts, lists nor tensors")
         self.kept[len(self.kept)] = value
-        return Ref(True, len(self.kept) - 1, type(value).__name__, callable(value))
+        return Ref(True, len(self.kept) - 1, TYPE_NAME(type(value)), callable(value))
 
     def decode(self, item: Array | Ref) -> Any:
         if isinstance(item, Array):
@@ -138,6 +140,14 @@ class _Server:
 
     def describe_error(self, error: BaseException) -> dict[str, Any]:
         """An exception as data, its traceback cut to the lines of the submission."""
+        try:
+            return self._describe_error(error)
+        except BaseException:  # a property or a metaclass of the exception fails
+            kind = TYPE_NAME(type(error))[:200]
+            text = "(an exception that cannot be looked at)"
+            return {"type": kind, "mro": [kind], "text": text, "lines": [], "name": None, "data": {}}
+
+    def _describe_error(self, error: BaseException) -> dict[str, Any]:
         try:
             text = str(error)
         except BaseException:
@@ -152,13 +162,22 @@ class _Server:
             text = str(error.msg)
         name = getattr(error, "name", None) if isinstance(error, NameError) else None
         return {
-            "type": type(error).__name__[:200],
-            "mro": [base.__name__[:200] for base in type(error).__mro__][:20],
-            "text": text.encode(errors="replace").decode()[:MAX_TEXT],
+            "type": TYPE_NAME(type(error))[:200],
+            "mro": [TYPE_NAME(base)[:200] for base in type(error).__mro__][:20],
+            "text": _clean(text),
             "lines": lines[-MAX_TRACE:],
-            "name": name if type(name) is str else None,
-            "data": {key: value for key, value in vars(error).items() if type(value) in (int, float, str)},
+            "name": _clean(name) if type(name) is str else None,
+            "data": {
+                _clean(key): _clean(value) if type(value) is str else value
+                for key, value in vars(error).items()
+                if type(value) is str or type(value) is float or (type(value) is int and value.bit_length() <= 1024)
+            },
         }
+
+
+def _clean(text: str) -> str:
+    """`text` so that it can cross: without lone surrogates, and not too long."""
+    return str(text).encode(errors="replace").decode()[:MAX_TEXT]
 
 
 class _JudgeFunction:

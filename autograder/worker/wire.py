@@ -32,6 +32,9 @@ MAX_BUFFER_BYTES = 1 << 30
 """Bytes of all buffers of one frame together."""
 MAX_DEPTH = 32
 MAX_VALUES = 1_000_000
+MAX_HEX = 3_500
+"""Digits of an int in base 16. Python refuses to print ints of more than 4,300 decimal digits, and checks print."""
+MAX_DIMS = 16
 
 DTYPES = {
     "bool": 1, "uint8": 1, "int8": 1, "int16": 2, "uint16": 2, "int32": 4, "uint32": 4, "int64": 8, "uint64": 8,
@@ -39,7 +42,19 @@ DTYPES = {
 }  # fmt: skip
 """Element types that may cross, with their size in bytes."""
 
-LIST, TUPLE, DICT, INT, ARRAY, REF = range(6)
+LIST, TUPLE, DICT, INT, ARRAY, REF, BYTES = range(7)
+
+
+def _decoder() -> msgspec.msgpack.Decoder[Any]:
+    """Reads trees of lists and scalars. Maps and extensions are refused before anything is made of them: tuples of
+    small ints as keys of a map all hash alike at the sender's will, and the time it takes grows with their square."""
+    tree: Any = None | bool | int | float | str
+    for _ in range(MAX_DEPTH + 2):
+        tree = None | bool | int | float | str | list[tree]
+    return msgspec.msgpack.Decoder(tree)
+
+
+DECODER = _decoder()
 
 
 class WireError(ValueError):
@@ -134,10 +149,10 @@ class Wire:
         body = self._read(size, deadline)
         buffers = [self._read(length, deadline) for length in lengths]
         try:
-            tree = msgspec.msgpack.decode(body)
+            tree = DECODER.decode(body)
         except (msgspec.DecodeError, RecursionError, UnicodeDecodeError) as error:
             raise WireError(f"not a message: {error}") from None
-        message = _Unpacker(buffers, decode).unpack(tree, 0)
+        message = _Unpacker(buffers, decode, deadline).unpack(tree, 0)
         if type(message) is not list:
             raise WireError("a message must be a list")
         return message
@@ -146,8 +161,9 @@ class Wire:
         data = bytearray()
         view_size = 1 << 20  # grow as bytes arrive: a promised gigabyte that never comes allocates nothing
         while len(data) < size:
-            self.sock.settimeout(deadline.left())
+            left = deadline.left()
             try:
+                self.sock.settimeout(left)
                 chunk = self.sock.recv(min(view_size, size - len(data)))
             except TimeoutError:
                 raise
@@ -169,11 +185,13 @@ class _Packer:
         self.values += 1
         if depth > MAX_DEPTH or self.values > MAX_VALUES:
             raise WireError(f"a value nested deeper than {MAX_DEPTH} or of more than {MAX_VALUES:,} parts")
-        kind = type(value)
-        if value is None or kind in (bool, float, str, bytes):
+        kind = type(value)  # compared by `is` only: a metaclass may answer == as it likes
+        if value is None or kind is bool or kind is float or kind is str:
             return value
+        if kind is bytes:
+            return [BYTES, value.decode("latin-1")]
         if kind is int:
-            return value if -(1 << 63) <= value < 1 << 64 else [INT, hex(value)]
+            return value if -(1 << 63) <= value < 1 << 64 else [INT, self._hex(value)]
         if kind is list or kind is tuple:
             return [LIST if kind is list else TUPLE, *[self.pack(item, depth + 1) for item in value]]
         if kind is dict:
@@ -181,17 +199,24 @@ class _Packer:
         if kind is not Array and kind is not Ref:
             value = self.encode(value)
         if type(value) is Array:
+            _check(value)
             self.buffers.append(value.data)
             return [ARRAY, value.kind, value.dtype, list(value.shape), len(self.buffers) - 1]
         if type(value) is Ref:
             return [REF, value.mine, value.number, value.type_name, value.callable]
         raise WireError(f"a value of type {kind.__name__} cannot cross")
 
+    def _hex(self, value: int) -> str:
+        if value.bit_length() > 4 * MAX_HEX - 16:  # room for the sign and "0x"
+            raise WireError(f"an integer of {value.bit_length():,} bits; that is too large to cross")
+        return hex(value)
+
 
 class _Unpacker:
-    def __init__(self, buffers: list[bytearray], decode: Callable[[Array | Ref], Any]) -> None:
+    def __init__(self, buffers: list[bytearray], decode: Callable[[Array | Ref], Any], deadline: Deadline) -> None:
         self.buffers = buffers
         self.decode = decode
+        self.deadline = deadline
         self.values = 0
 
     def unpack(self, tree: Any, depth: int) -> Any:
@@ -199,9 +224,7 @@ class _Unpacker:
         if depth > MAX_DEPTH or self.values > MAX_VALUES:
             raise WireError(f"a value nested deeper than {MAX_DEPTH} or of more than {MAX_VALUES:,} parts")
         if type(tree) is not list:
-            if tree is None or type(tree) in (bool, int, float, str, bytes):
-                return tree
-            raise WireError(f"a {type(tree).__name__} where a value was expected")
+            return tree  # None, bool, int, float or str: the decoder makes nothing else
         if not tree or type(tree[0]) is not int:
             raise WireError("an array without its tag")
         tag, parts = tree[0], tree[1:]
@@ -212,6 +235,8 @@ class _Unpacker:
             return self._dict(parts, depth)
         if tag == INT:
             return self._int(parts)
+        if tag == BYTES:
+            return self._bytes(parts)
         if tag == ARRAY:
             return self.decode(self._array(parts))
         if tag == REF and [type(part) for part in parts] == [bool, int, str, bool]:
@@ -222,31 +247,54 @@ class _Unpacker:
         if len(parts) % 2:
             raise WireError("a dict with a key and no value")
         items = [self.unpack(part, depth + 1) for part in parts]
+        result: dict[Any, Any] = {}
         try:
-            result = dict(zip(items[::2], items[1::2], strict=True))
-        except TypeError:
+            for key, value in zip(items[::2], items[1::2], strict=True):
+                self.deadline.left()  # keys that all hash alike cost time that grows with their square
+                result[key] = value
+        except (TypeError, ValueError, RuntimeError):  # arrays cannot be hashed, or not compared
             raise WireError("a dict key that cannot be hashed") from None
         if len(result) != len(items) // 2:
             raise WireError("a dict with the same key twice")
         return result
 
     def _int(self, parts: list[Any]) -> int:
-        if len(parts) != 1 or type(parts[0]) is not str or len(parts[0]) > 4096:
+        if len(parts) != 1 or type(parts[0]) is not str or len(parts[0]) > MAX_HEX:
             raise WireError("a malformed large integer")
         try:
             return int(parts[0], 16)
         except ValueError:
             raise WireError("a malformed large integer") from None
 
+    def _bytes(self, parts: list[Any]) -> bytes:
+        if len(parts) != 1 or type(parts[0]) is not str:
+            raise WireError("malformed bytes")
+        try:
+            return parts[0].encode("latin-1")
+        except UnicodeEncodeError:
+            raise WireError("malformed bytes") from None
+
     def _array(self, parts: list[Any]) -> Array:
         if [type(part) for part in parts] != [str, str, list, int]:
             raise WireError("a malformed tensor")
         kind, dtype, shape, index = parts
-        if kind not in ("torch", "numpy", "scalar") or dtype not in DTYPES or not 0 <= index < len(self.buffers):
-            raise WireError(f"a tensor of kind {kind!r}, dtype {dtype!r}")
-        if len(shape) > 16 or not all(type(size) is int and 0 <= size <= MAX_BUFFER_BYTES for size in shape):
-            raise WireError("a tensor with an impossible shape")
-        array = Array(kind, dtype, tuple(shape), self.buffers[index])
-        if array.nbytes != len(self.buffers[index]):
-            raise WireError(f"a {dtype} tensor of shape {shape} that came with {len(self.buffers[index])} bytes")
+        if not 0 <= index < len(self.buffers) or not all(type(size) is int for size in shape):
+            raise WireError("a malformed tensor")
+        array = Array(kind[:20], dtype[:20], tuple(shape), self.buffers[index])
+        _check(array)
+        if dtype == "bool" and self.buffers[index].strip(b"\0\1"):
+            raise WireError("a bool tensor with a byte that is neither 0 nor 1")
         return array
+
+
+def _check(array: Array) -> None:
+    """What must hold of every array that crosses, at both ends, so that nothing is sent that cannot be read."""
+    if array.kind not in ("torch", "numpy", "scalar") or array.dtype not in DTYPES:
+        raise WireError(f"a tensor of kind {array.kind!r}, dtype {array.dtype!r}")
+    # sizes of 0 count as 1: libraries multiply the others, and fail where that overflows
+    sizes = [max(1, size) for size in array.shape[: MAX_DIMS + 1]]
+    too_large = len(sizes) > MAX_DIMS or math.prod(sizes) * DTYPES[array.dtype] > MAX_BUFFER_BYTES
+    if too_large or min(array.shape, default=0) < 0 or (array.kind == "scalar" and array.shape):
+        raise WireError(f"a {array.kind} value with the impossible shape {str(array.shape[:20])[:80]}")
+    if array.nbytes != (length := memoryview(array.data).nbytes):
+        raise WireError(f"a {array.dtype} tensor of shape {array.shape} that came with {length} bytes")
