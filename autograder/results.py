@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import json
 import os
 import tempfile
 from pathlib import Path
@@ -90,7 +91,7 @@ def save(file: Path, result: Result) -> None:
         file.parent.mkdir(parents=True, exist_ok=True)
         descriptor, temporary = tempfile.mkstemp(prefix=PREFIX, dir=file.parent)
         with open(descriptor, "wb") as stream:
-            text = result.model_dump_json(indent=1)
+            text = json.dumps(result.model_dump(mode="json"), indent=1, ensure_ascii=False, allow_nan=False)
             stream.write(text.encode(errors="replace") + b"\n")
             stream.flush()
             os.fsync(stream.fileno())

@@ -1,4 +1,4 @@
-"""Where the hidden checks of `kv_cache` get their expected values: none of it is the reference solution or its formulas.
+"""Where the hidden checks of `kv_cache` get expected values from: never the reference solution or its formulas.
 
 Real caches     bytes of the tensors that transformers' `DynamicCache` holds after forward passes of real models
 Counted slots   tokens and blocks counted one by one; the KV heads of a rank are those that its query heads look at;
@@ -9,8 +9,9 @@ Counted slots   tokens and blocks counted one by one; the KV heads of a rank are
 from __future__ import annotations
 
 import random
+from collections.abc import Iterator
 from dataclasses import dataclass, field
-from functools import cache
+from functools import cache, cached_property
 from typing import Any
 
 import numpy as np
@@ -19,7 +20,7 @@ from autograder.oracle import oracle
 from gpu_env import models
 
 Layer = dict[str, Any]
-"""Arguments of `AttentionLayer`, or of `LatentLayer` if it has "kv_lora_rank"; "quantization" holds arguments in turn."""
+"""Arguments of `LatentLayer` if it has "kv_lora_rank", else of `AttentionLayer`; "quantization" holds arguments too."""
 
 
 def build(submission: Any, layers: list[Layer]) -> Any:
@@ -53,7 +54,7 @@ class RealCache:
 def smollm2_cache() -> RealCache:
     """SmolLM2-135M in fp32 after a prompt of 256 tokens, and after one token more.
 
-    The bytes depend on shapes alone, so where the model does not lie on this machine, random weights of its shape serve.
+    The bytes depend on shapes alone: where the model does not lie on this machine, random weights of its shape serve.
     """
     import torch
     from transformers import AutoModelForCausalLM, LlamaConfig
@@ -68,16 +69,16 @@ def smollm2_cache() -> RealCache:
 
 @oracle
 def small_caches() -> list[RealCache]:
-    """Small models with random weights, one of each kind of attention, from a short prompt to well beyond their window."""
+    """Small models with random weights, one of each kind of attention, from a short prompt to beyond their window."""
     import torch
     from transformers import AutoModelForCausalLM, DeepseekV3Config, Gemma2Config, LlamaConfig, MistralConfig
 
     size = {"hidden_size": 64, "intermediate_size": 32, "vocab_size": 32, "num_hidden_layers": 3}
     heads = {"num_attention_heads": 8, "num_key_value_heads": 2, "head_dim": 24}
     latent = {
-        "num_attention_heads": 4, "num_key_value_heads": 4, "kv_lora_rank": 24, "q_lora_rank": 16, "qk_rope_head_dim": 8,
-        "qk_nope_head_dim": 16, "v_head_dim": 16, "first_k_dense_replace": 3, "n_routed_experts": 4,
-        "num_experts_per_tok": 2, "n_group": 1, "topk_group": 1, "moe_intermediate_size": 16,
+        "num_attention_heads": 4, "num_key_value_heads": 4, "kv_lora_rank": 24, "q_lora_rank": 16,
+        "qk_rope_head_dim": 8, "qk_nope_head_dim": 16, "v_head_dim": 16, "first_k_dense_replace": 3,
+        "n_routed_experts": 4, "num_experts_per_tok": 2, "n_group": 1, "topk_group": 1, "moe_intermediate_size": 16,
     }  # fmt: skip
     made = []
     for name, config, dtype in (
@@ -152,35 +153,51 @@ def _layers(config: Any, dtype_bytes: int) -> list[Layer]:
 # ------------------------------------------------------------------------------------------------------ counted slots
 
 
-def random_layers(rng: random.Random, *, most: int = 4) -> list[Layer]:
-    """One to `most` layers of any kinds, small enough to count tokens one by one. Any of them can be spread over 1, 2 or 4 ranks."""
-    layers: list[Layer] = []
-    for _ in range(rng.randint(1, most)):
-        if rng.random() < 0.2:
-            layers.append({
-                "n_heads": rng.choice([4, 8]),
-                "kv_lora_rank": rng.choice([24, 64]),
-                "qk_rope_head_dim": rng.choice([8, 16]),
-                "dtype_bytes": rng.choice([1, 2, 4]),
-            })  # fmt: skip
-            continue
-        layer: Layer = {
-            "n_heads": 8,
-            "n_kv_heads": rng.choice([1, 2, 4, 8]),
-            "head_dim": rng.choice([16, 48, 64]),
-            "value_head_dim": rng.choice([None, 16, 32]),
-            "dtype_bytes": rng.choice([1, 2, 4]),
-            "window": rng.choice([None, None, 2, rng.randint(3, 90)]),
+def mixtures(rng: random.Random, count: int) -> Iterator[list[Layer]]:
+    """`count` models of a few layers: one of every kind that matters first, the rest anything. Numbers are random.
+
+    All can be spread over 1, 2, 4 or 8 ranks, and are small enough for their tokens to be counted one by one.
+    """
+    yield [_heads(rng)]
+    yield [_heads(rng, quantized=True)]
+    yield [_heads(rng, window=rng.randint(20, 60))]
+    yield [_heads(rng), _heads(rng, window=rng.randint(20, 60))]
+    yield [_latent(rng), _heads(rng)]
+    yield [_heads(rng, quantized=True), _latent(rng), _heads(rng, window=rng.randint(20, 60))]
+    yield [_heads(rng, n_kv_heads=1), _heads(rng, window=rng.randint(20, 39)), _heads(rng, window=rng.randint(40, 60))]
+    for _ in range(count - 7):
+        yield [
+            _latent(rng)
+            if rng.random() < 0.2
+            else _heads(rng, window=rng.choice([None, None, 2, rng.randint(3, 90)]), quantized=rng.random() < 0.3)
+            for _ in range(rng.randint(1, 4))
+        ]
+
+
+def _latent(rng: random.Random) -> Layer:
+    rank, rope = rng.choice([24, 64]), rng.choice([8, 16])
+    return {"n_heads": 8, "kv_lora_rank": rank, "qk_rope_head_dim": rope, "dtype_bytes": rng.choice([1, 2, 4])}
+
+
+def _heads(
+    rng: random.Random, *, n_kv_heads: int | None = None, window: int | None = None, quantized: bool = False
+) -> Layer:
+    layer: Layer = {
+        "n_heads": 8,
+        "n_kv_heads": n_kv_heads or rng.choice([2, 4]),
+        "head_dim": rng.choice([48, 64]),
+        "value_head_dim": rng.choice([16, 32]),
+        "dtype_bytes": rng.choice([1, 2, 4]),
+        "window": window,
+    }
+    if quantized:
+        layer["quantization"] = {
+            "bits": rng.choice([2, 4, 8]),
+            "group_size": rng.choice([8, 16]),
+            "scale_bytes": rng.choice([2, 4]),
+            "zero_point_bytes": rng.choice([0, 1]),
         }
-        if rng.random() < 0.3:
-            layer["quantization"] = {
-                "bits": rng.choice([2, 4, 8]),
-                "group_size": rng.choice([8, 16]),
-                "scale_bytes": rng.choice([2, 4]),
-                "zero_point_bytes": rng.choice([0, 1]),
-            }
-        layers.append(layer)
-    return layers
+    return layer
 
 
 def token_bytes(layer: Layer, tp: int = 1) -> int:
@@ -215,8 +232,9 @@ def _dtype(size: int) -> np.dtype[Any]:
     return np.dtype({1: np.int8, 2: np.float16, 4: np.float32}[size])
 
 
+@cache
 def blocks_held(length: int, block_size: int, window: int | None) -> int:
-    """Blocks of one layer that a sequence holds: those that its tokens lie in, with a window no more than vLLM allows."""
+    """Blocks of one layer that a sequence holds: those that its tokens lie in, at most what vLLM allows a window."""
     held = len({token // block_size for token in range(length)})
     if window is None:
         return held
@@ -224,6 +242,7 @@ def blocks_held(length: int, block_size: int, window: int | None) -> int:
     return min(held, len({token // block_size for token in one_in_flight}) + 1)
 
 
+@cache
 def tokens_kept(length: int, window: int | None) -> int:
     """Tokens of one layer that a contiguous cache keeps: those that the next token will see."""
     return sum(window is None or length - token < window for token in range(length))
@@ -233,33 +252,36 @@ def cache_bytes(layers: list[Layer], lengths: list[int], block_size: int | None,
     """Bytes of all sequences, layer by layer and sequence by sequence."""
     total = 0
     for layer in layers:
+        window, cost = layer.get("window"), token_bytes(layer, tp)
         for length in lengths:
-            window = layer.get("window")
-            slots = (
-                tokens_kept(length, window)
-                if block_size is None
-                else block_size * blocks_held(length, block_size, window)
-            )
-            total += slots * token_bytes(layer, tp)
+            if block_size is None:
+                total += tokens_kept(length, window) * cost
+            else:
+                total += blocks_held(length, block_size, window) * block_size * cost
     return total
 
 
 @dataclass(frozen=True)
-class Capacity:
-    """Pages that a budget has, and that requests of some lengths need, counted."""
+class Server:
+    """A model on a server that has exactly `pages` pages for its cache, and a little less than one more."""
 
     layers: list[Layer]
-    budget_bytes: int
     block_size: int
-    tp: int = 1
+    tp: int
+    pages: int
 
-    @property
+    @cached_property
     def page_bytes(self) -> int:
         return sum(token_bytes(layer, self.tp) for layer in self.layers for _ in range(self.block_size))
 
-    @property
-    def pages(self) -> int:
-        return len(range(self.page_bytes, self.budget_bytes + 1, self.page_bytes))  # ends of the pages that fit
+    def budget(self, submission: Any, rng: random.Random) -> Any:
+        """A MemoryBudget that leaves these pages. Its weights and activations are worth several pages."""
+        left = self.pages * self.page_bytes + rng.randint(0, self.page_bytes - 1)
+        weights, peak = rng.randint(20, 40) * self.page_bytes, rng.randint(20, 40) * self.page_bytes
+        # A float holds these shares exactly, so the floor of the product is the same however it is written.
+        shares = rng.choice([2, 4])
+        total = (left + weights + peak) * shares + rng.randint(0, shares - 1)
+        return submission.MemoryBudget(total, 1 / shares, weights, peak)
 
     def pages_of(self, length: int) -> int:
         """Pages that one request needs: as many as it takes to cover its bytes."""
@@ -267,7 +289,7 @@ class Capacity:
 
     def longest(self, users: int, limit: int) -> int:
         """The longest length of `users` requests, by trying every one up to `limit`."""
-        return max(length for length in range(limit + 1) if users * self.pages_of(length) <= max(self.pages, 0))
+        return max(length for length in range(limit + 1) if users * self.pages_of(length) <= self.pages)
 
 
 # --------------------------------------------------------------------------------------------------------- block pool
@@ -277,10 +299,9 @@ Key = tuple[Any, tuple[int, ...], tuple[Any, ...]]
 
 @dataclass
 class PoolModel:
-    """A block pool as the handout describes it. `tables` lists who holds what; a block's count is how often it stands there."""
+    """A block pool as the handout describes it. A block's count is how often it stands in `tables`, who holds what."""
 
     num_blocks: int
-    caching: bool
     free: list[int] = field(default_factory=list)
     tables: list[list[int]] = field(default_factory=list)
     cached: list[tuple[int, Key]] = field(default_factory=list)
@@ -291,9 +312,6 @@ class PoolModel:
 
     def count(self, block: int) -> int:
         return sum(table.count(block) for table in self.tables)
-
-    def holders(self) -> int:
-        return sum(len(table) for table in self.tables)
 
     def used(self) -> list[int]:
         return [block for block in range(1, self.num_blocks) if self.count(block)]
@@ -310,10 +328,6 @@ class PoolModel:
         if taken:
             self.tables.append(taken)
         return list(taken)
-
-    def cache(self, block: int, key: Key) -> None:
-        if self.caching:
-            self.cached.append((block, key))
 
     def share(self, blocks: list[int]) -> None:
         self.free = [block for block in self.free if block not in blocks]

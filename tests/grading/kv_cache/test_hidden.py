@@ -5,22 +5,12 @@ from __future__ import annotations
 import random
 import time
 from collections.abc import Callable
+from functools import partial
 from typing import Any
-
-from hypothesis import settings
-from hypothesis import strategies as st
-from hypothesis.stateful import (
-    RuleBasedStateMachine,
-    initialize,
-    invariant,
-    precondition,
-    rule,
-    run_state_machine_as_test,
-)
 
 from autograder.checks import expect_close, expect_equal, expect_raises, expect_type, fail
 from grading.kv_cache import oracles
-from grading.kv_cache.oracles import Capacity, PoolModel, build
+from grading.kv_cache.oracles import Key, PoolModel, Server, build
 
 NOT_INTS: tuple[Any, ...] = (True, 2.0, "2")
 GQA = {"n_heads": 12, "n_kv_heads": 4, "head_dim": 32}
@@ -30,19 +20,19 @@ def spec_of(submission: Any, **layer: Any) -> Any:
     return build(submission, [{**GQA, **layer}] * 2)
 
 
-def expect_count_checked(call: Callable[[Any], Any], name: str, minimum: int) -> None:
-    """`call(value)` must refuse what is no int, and ints below `minimum`, naming the argument."""
+def expect_count_checked(call: Callable[..., Any], name: str, minimum: int) -> None:
+    """`call(name=value)` must refuse what is no int, and ints below `minimum`, naming the argument."""
     for value in NOT_INTS:
-        expect_raises("TypeError", lambda value=value: call(value), f"{name}={value!r}", naming=name)
+        expect_raises("TypeError", partial(call, **{name: value}), f"{name}={value!r}", naming=name)
     for value in (minimum - 1, minimum - 20):
-        expect_raises("ValueError", lambda value=value: call(value), f"{name}={value}", naming=name)
+        expect_raises("ValueError", partial(call, **{name: value}), f"{name}={value}", naming=name)
 
 
 # ------------------------------------------------------------------------------------------------- kv_bytes_per_token
 
 
 def test_bytes_quantized(submission, rng):
-    """Quantised layers store packed bits, and a scale (and zero point) for each group, for keys and values on each KV head.
+    """Quantised layers store packed bits, and a scale (and zero point) per group, for keys and values of each KV head.
 
     Hint: Work out one head of one token first: its bits, then its groups. Keys and values may differ in length.
     """
@@ -79,7 +69,7 @@ def test_bytes_quantized(submission, rng):
 def test_bytes_of_real_caches(submission):
     """A token costs the bytes by which transformers' own cache grows, in models of every kind of attention.
 
-    Hint: Compare with your own count for a model that you can run: cache.layers[i].keys.nbytes, before and after a token.
+    Hint: Compare with a small model that you run yourself: cache.layers[i].keys.nbytes, before and after a token.
     """
     for real in [oracles.smollm2_cache(), *oracles.small_caches()]:
         first, second, *_ = sorted(real.bytes_at)
@@ -99,7 +89,7 @@ def test_bytes_impossible_tp(submission):
     Hint: Query heads are always split evenly. Look at every layer, latent ones too.
     """
     spec = spec_of(submission)
-    expect_count_checked(lambda tp: submission.kv_bytes_per_token(spec, tp=tp), "tp", 1)
+    expect_count_checked(partial(submission.kv_bytes_per_token, spec), "tp", 1)
     latent = {"n_heads": 16, "kv_lora_rank": 64, "qk_rope_head_dim": 16}
     for layers, tp in (
         ([GQA], 6),  # 12 query heads can be split, 4 KV heads can neither be split nor repeated
@@ -112,9 +102,7 @@ def test_bytes_impossible_tp(submission):
     ):
         made = build(submission, layers)
         what = f"kv_bytes_per_token with tp={tp} of layers with {layers}"
-        expect_raises(
-            "ValueError", lambda made=made, tp=tp: submission.kv_bytes_per_token(made, tp=tp), what, naming="tp"
-        )
+        expect_raises("ValueError", partial(submission.kv_bytes_per_token, made, tp=tp), what, naming="tp")
     for tp, expected in ((1, 1_024), (2, 512), (4, 256), (12, 256)):
         expect_equal(
             submission.kv_bytes_per_token(spec, tp=tp), expected, f"Bytes on one of {tp} ranks, which is possible"
@@ -145,19 +133,16 @@ def test_cache_equals_counted_slots(submission, rng):
 
     Hint: Decide the tokens of each layer and each sequence on its own; a layer's window is its own business.
     """
-    for trial in range(40):
-        layers = oracles.random_layers(rng)
-        block_size = rng.choice([None, 1, 2, 3, 16, 17])
-        edges = [
-            edge + step
-            for edge in (block_size or 16, *(layer.get("window") or 16 for layer in layers))
-            for step in (-1, 0, 1)
-        ]
-        lengths = [rng.choice([*edges, rng.randint(0, 200)]) for _ in range(rng.randint(1, 4))]
-        tp = rng.choice([1, 2, 4])
-        got = submission.kv_cache_bytes(build(submission, layers), lengths, block_size=block_size, tp=tp)
-        what = f"Bytes of {lengths} tokens, block_size={block_size}, tp={tp}, layers {layers} (trial {trial})"
-        expect_equal(got, oracles.cache_bytes(layers, lengths, block_size, tp), what)
+    for layers in oracles.mixtures(rng, 12):
+        spec = build(submission, layers)
+        for block_size in (None, 1, 16, rng.randint(2, 40)):
+            edges = [block_size or 1, *(layer.get("window") or 1 for layer in layers)]
+            lengths = [0, 1, 199, 200, *(edge + step for edge in edges for step in (-1, 0, 1))]
+            rng.shuffle(lengths)
+            for tp in (1, 4):
+                got = submission.kv_cache_bytes(spec, lengths, block_size=block_size, tp=tp)
+                what = f"Bytes of {lengths} tokens, block_size={block_size}, tp={tp}, layers {layers}"
+                expect_equal(got, oracles.cache_bytes(layers, lengths, block_size, tp), what)
 
 
 def test_cache_arguments(submission):
@@ -172,47 +157,38 @@ def test_cache_arguments(submission):
     expect_equal(submission.kv_cache_bytes(spec, (5, 3, 4)), 12 * 1_024, "Bytes of a tuple of lengths, contiguous")
     expect_equal(submission.kv_cache_bytes(spec, ()), 0, "Bytes of no sequences")
     for block_size in (None, 4):
-        expect_count_checked(lambda value: submission.kv_cache_bytes(spec, [7, value], block_size), "seq_lens", 0)  # noqa: B023
-    expect_count_checked(lambda value: submission.kv_cache_bytes(spec, [7], value), "block_size", 1)
-    expect_count_checked(lambda value: submission.kv_cache_bytes(spec, [7], 4, value), "tp", 1)
+        for error, value in (("TypeError", True), ("TypeError", 2.0), ("ValueError", -1)):
+            call = partial(submission.kv_cache_bytes, spec, [7, value], block_size)
+            expect_raises(error, call, f"kv_cache_bytes of lengths 7 and {value!r}", naming="seq_lens")
+    expect_count_checked(partial(submission.kv_cache_bytes, spec, [7]), "block_size", 1)
+    expect_count_checked(partial(submission.kv_cache_bytes, spec, [7], 4), "tp", 1)
     expect_raises(
-        "ValueError", lambda: submission.kv_cache_bytes(spec, [7], 4, 5), "tp=5 for 12 query heads", naming="tp"
+        "ValueError", partial(submission.kv_cache_bytes, spec, [7], 4, 5), "tp=5 for 12 query heads", naming="tp"
     )
 
 
 # ---------------------------------------------------------------------------------------------------- max_concurrency
 
 
-def random_capacity(submission: Any, rng: random.Random, pages: float) -> tuple[Capacity, Any, Any]:
-    """Some layers and a budget of about `pages` pages: as they are counted, and as spec and budget of the submission."""
-    layers, block_size, tp = oracles.random_layers(rng), rng.choice([1, 4, 16, 17]), rng.choice([1, 2, 4])
-    page_bytes = Capacity(layers, 0, block_size, tp).page_bytes
-    budget_bytes = int(page_bytes * pages) + rng.choice([-1, 0, 1])
-    weights, peak = rng.randint(0, 10**6), rng.randint(0, 10**5)
-    # Shares that a float holds exactly, so that the floor of the product is the same however it is written.
-    share = rng.choice([1, 2, 4])
-    total = (budget_bytes + weights + peak) * share + rng.randint(0, share - 1)
-    budget = submission.MemoryBudget(total, 1 / share, weights, peak)
-    return Capacity(layers, budget_bytes, block_size, tp), build(submission, layers), budget
-
-
 def test_concurrency_mixed_layers(submission, rng):
-    """For any mixture of layers, the concurrency is the whole pages that there are over the whole pages that one request needs.
+    """For any mixture of layers, the answer is the whole pages that there are over the whole pages of one request.
 
     Hint: A page is one block of all layers together. Turn the bytes of one request into pages, rounding up.
     """
-    for trial in range(30):
-        counted, spec, budget = random_capacity(submission, rng, rng.uniform(1.5, 60))
-        length = rng.choice([1, counted.block_size, counted.block_size + 1, rng.randint(2, 300)])
-        got = submission.max_concurrency(spec, budget, length, counted.block_size, counted.tp)
-        what = f"Concurrency of {length} tokens, tp={counted.tp}, {counted.pages} pages, layers {counted.layers} (trial {trial})"
-        expect_close(got, counted.pages / counted.pages_of(length), what)
+    for layers in oracles.mixtures(rng, 12):
+        for block_size, tp in ((16, 1), (rng.randint(2, 12), 4)):
+            server = Server(layers, block_size, tp, pages=rng.randint(110, 160))
+            spec, budget = build(submission, layers), server.budget(submission, rng)
+            for length in (1, block_size + 1, 200):
+                what = f"Concurrency of {length} tokens, block_size={block_size}, tp={tp}, layers {layers}"
+                got = submission.max_concurrency(spec, budget, length, block_size, tp)
+                expect_close(got, server.pages / server.pages_of(length), what)
 
 
-def test_concurrency_infeasible(submission, rng):
+def test_concurrency_infeasible(submission):
     """InfeasibleError with the missing bytes where no page fits, and a number below 1 where no whole request does.
 
-    Hint: One page is the least that makes sense. What is missing is a page less the budget, also if the budget is negative.
+    Hint: One page is the least that makes sense. What is missing is a page less the budget, be that negative or not.
     """
     spec = spec_of(submission)  # 1,024 bytes per token
     for fields, missing in (
@@ -226,7 +202,7 @@ def test_concurrency_infeasible(submission, rng):
         for length in (1, 500):
             raised = expect_raises(
                 "InfeasibleError",
-                lambda budget=budget, length=length: submission.max_concurrency(spec, budget, length, 16),
+                partial(submission.max_concurrency, spec, budget, length, 16),
                 what,
             )
             expect_equal(raised.data.get("shortfall_bytes"), missing, f"shortfall_bytes of {what}")
@@ -234,14 +210,6 @@ def test_concurrency_infeasible(submission, rng):
     expect_close(submission.max_concurrency(spec, budget, 1, 16), 1.0, "Concurrency of 1 token with exactly one page")
     expect_close(
         submission.max_concurrency(spec, budget, 160, 16), 0.1, "Concurrency of 160 tokens with exactly one page"
-    )
-    counted, made, small = random_capacity(submission, rng, 1.5)
-    length = counted.block_size * 40
-    got = submission.max_concurrency(made, small, length, counted.block_size, counted.tp)
-    expect_close(
-        got,
-        counted.pages / counted.pages_of(length),
-        f"Concurrency of {length} tokens with one page, layers {counted.layers}",
     )
 
 
@@ -251,9 +219,9 @@ def test_concurrency_arguments(submission):
     Hint: A request of 0 tokens, or blocks of 0, make no sense.
     """
     spec, budget = spec_of(submission), submission.MemoryBudget(10**6, 1.0, 0, 0)
-    expect_count_checked(lambda value: submission.max_concurrency(spec, budget, value, 16), "max_model_len", 1)
-    expect_count_checked(lambda value: submission.max_concurrency(spec, budget, 100, value), "block_size", 1)
-    expect_count_checked(lambda value: submission.max_concurrency(spec, budget, 100, 16, value), "tp", 1)
+    expect_count_checked(partial(submission.max_concurrency, spec, budget, block_size=16), "max_model_len", 1)
+    expect_count_checked(partial(submission.max_concurrency, spec, budget, 100), "block_size", 1)
+    expect_count_checked(partial(submission.max_concurrency, spec, budget, 100, 16), "tp", 1)
 
 
 # -------------------------------------------------------------------------------------------- max_model_len_that_fits
@@ -264,12 +232,19 @@ def test_length_is_the_largest(submission, rng):
 
     Hint: Fitting is counted in whole pages per request. Check your answer and the length after it with max_concurrency.
     """
-    for trial in range(25):
-        counted, spec, budget = random_capacity(submission, rng, rng.choice([0.5, 1, 2, rng.uniform(2, 40), 400]))
-        users, limit = rng.choice([1, 2, 3, 7]), rng.choice([1, 16, 17, rng.randint(2, 250)])
-        got = submission.max_model_len_that_fits(spec, budget, users, counted.block_size, limit, counted.tp)
-        what = f"Longest length of {users} requests up to {limit}, {counted.pages} pages, layers {counted.layers} (trial {trial})"
-        expect_equal(got, counted.longest(users, limit), what)
+    for layers in oracles.mixtures(rng, 12):
+        spec = build(submission, layers)
+        block_size, tp, users = rng.randint(2, 10), rng.choice([2, 4]), rng.randint(3, 7)
+        need = Server(layers, block_size, tp, 0).pages_of(rng.randint(100, 150))
+        for pages in (0, users - 1, users * need, users * need + users - 1):
+            server = Server(layers, block_size, tp, pages)
+            budget = server.budget(submission, rng)
+            for limit in (3, rng.randint(200, 300)):
+                got = submission.max_model_len_that_fits(spec, budget, users, block_size, limit, tp)
+                what = (
+                    f"Longest length of {users} requests up to {limit} in {pages} pages of {block_size} tokens, tp={tp}"
+                )
+                expect_equal(got, server.longest(users, limit), f"{what}, layers {layers}")
 
 
 def test_length_arguments(submission):
@@ -282,20 +257,10 @@ def test_length_arguments(submission):
         budget = submission.MemoryBudget(*fields)
         good = {"concurrency": 2, "block_size": 16, "limit": 100, "tp": 1}
         for name in good:
-            expect_count_checked(
-                lambda value, name=name, budget=budget: submission.max_model_len_that_fits(
-                    spec, budget, **good | {name: value}
-                ),
-                name,
-                1,
-            )
-        what = "tp=5 for 12 query heads"
-        expect_raises(
-            "ValueError",
-            lambda budget=budget: submission.max_model_len_that_fits(spec, budget, 2, 16, 100, 5),
-            what,
-            naming="tp",
-        )
+            others = {other: value for other, value in good.items() if other != name}
+            expect_count_checked(partial(submission.max_model_len_that_fits, spec, budget, **others), name, 1)
+        impossible = partial(submission.max_model_len_that_fits, spec, budget, 2, 16, 100, 5)
+        expect_raises("ValueError", impossible, "tp=5 for 12 query heads", naming="tp")
 
 
 def test_length_of_huge_limit(submission, rng):
@@ -305,7 +270,7 @@ def test_length_of_huge_limit(submission, rng):
     """
     limit = 10**9 - rng.randint(0, 10**6)
     spec, users = spec_of(submission), rng.randint(1, 9)
-    budget = submission.MemoryBudget(1024 * rng.randint(10**8, 10**9), 1.0, 0, 0)
+    budget = submission.MemoryBudget(1024 * rng.randint(10**7, 10**8), 1.0, 0, 0)
     windows = spec_of(submission, window=300)
     got = submission.max_model_len_that_fits(windows, budget, users, 16, limit)
     expect_equal(got, limit, f"Longest length of a model with a window in every layer, limit {limit:,}")
@@ -321,126 +286,139 @@ def test_length_of_huge_limit(submission, rng):
 # ---------------------------------------------------------------------------------------------------------- BlockPool
 
 
-class PoolMachine(RuleBasedStateMachine):
-    """Calls a pool and `PoolModel` alike, in random order; both must agree after every step, and on the whole queue at the end.
+class PoolWalk:
+    """Calls a pool and `PoolModel` alike, step by random step; both must agree all the time.
 
-    Everything is drawn from the model, so that a submission cannot steer what is tried.
+    Most steps are what a scheduler does for a request, so that cached blocks are found, shared, freed and evicted all
+    the time. Everything is drawn from the model: a submission cannot steer what is tried.
     """
 
-    make_pool: Callable[..., Any]
-    """The submission's `BlockPool`. Not the submission itself: hypothesis looks for rules in all attributes of a machine."""
+    def __init__(self, submission: Any, rng: random.Random) -> None:
+        self.rng = rng
+        self.num_blocks, self.block_size = rng.randint(5, 8), rng.randint(1, 2)
+        self.model = PoolModel(self.num_blocks)
+        self.pool = submission.BlockPool(self.num_blocks, self.block_size)
+        self.hashes: dict[Key, str] = {}
+        self.steps = [self.request] * 5 + [self.finish] * 4 + [self.grow, self.fork, self.refuse, self.reset]
 
-    def __init__(self) -> None:
-        super().__init__()
-        self.hashes: list[str | None] = [None]
-        self.model = PoolModel(2, True)
-        self.pool: Any = None
-
-    @initialize(num_blocks=st.integers(2, 9), block_size=st.integers(1, 2), caching=st.integers(0, 5))
-    def start(self, num_blocks: int, block_size: int, caching: int) -> None:
-        self.block_size = block_size
-        self.model = PoolModel(num_blocks, caching > 0)
-        self.pool = self.make_pool(num_blocks, block_size, enable_caching=caching > 0)
-
-    def pick(self, data: st.DataObject, choices: list[Any]) -> Any:
-        return choices[data.draw(st.integers(0, len(choices) - 1))]
-
-    def content(self, data: st.DataObject) -> tuple[Any, tuple[int, ...], tuple[Any, ...]]:
-        tokens = tuple(data.draw(st.integers(0, 1)) for _ in range(self.block_size))
-        return self.pick(data, self.hashes), tokens, self.pick(data, [(), (), (), ("salt",)])
-
-    @rule(n=st.integers(0, 4))
-    def allocate(self, n: int) -> None:
-        if n > len(self.model.free):
-            expect_raises(
-                "OutOfBlocksError",
-                lambda: self.pool.get_new_blocks(n),
-                f"get_new_blocks({n}) with {len(self.model.free)} free",
-            )
-        else:
-            expect_equal(self.pool.get_new_blocks(n), self.model.allocate(n), f"What get_new_blocks({n}) returns")
-
-    @precondition(lambda self: self.model.used())
-    @rule(data=st.data())
-    def fill(self, data: st.DataObject) -> None:
-        block = self.pick(data, self.model.used())
-        parent, tokens, extra = self.content(data)
-        if self.model.is_cached(block):
-            call = lambda: self.pool.cache_full_block(block, parent, list(tokens), extra)  # noqa: E731
-            expect_raises("ValueError", call, "Caching a block that is cached already")
-            return
-        made = self.pool.cache_full_block(block, parent, list(tokens), extra)
-        expect_type(made, str, "What cache_full_block returns with the default hash_fn")
-        self.model.cache(block, (parent, tokens, extra))
-        if made not in self.hashes:
-            self.hashes.append(made)
-
-    @rule(data=st.data())
-    def look(self, data: st.DataObject) -> None:
-        parent, tokens, extra = key = self.content(data)
-        found = self.pool.get_cached_block(parent, list(tokens), extra)
-        expect_equal(found, self.model.find(key), "The block that get_cached_block finds")
-
-    @precondition(lambda self: self.model.cached or self.model.tables)
-    @rule(data=st.data())
-    def share(self, data: st.DataObject) -> None:
-        alive = sorted({block for block, _ in self.model.cached} | set(self.model.used()))
-        blocks = [self.pick(data, alive) for _ in range(data.draw(st.integers(1, 3)))]
-        self.pool.touch(blocks)
-        self.model.share(blocks)
-
-    @precondition(lambda self: self.model.tables)
-    @rule(data=st.data())
-    def release(self, data: st.DataObject) -> None:
-        table = data.draw(st.integers(0, len(self.model.tables) - 1))
-        keep = data.draw(st.integers(0, max(0, len(self.model.tables[table]) - 1)))
-        self.pool.free_blocks(self.model.release(table, keep))
-
-    @precondition(lambda self: self.model.free)
-    @rule(data=st.data())
-    def refuse(self, data: st.DataObject) -> None:
-        block = self.pick(data, self.model.free)
-        others = self.model.used()[:2]
-        expect_raises(
-            "ValueError", lambda: self.pool.free_blocks([*others, block, *others]), "Freeing a free block among others"
+    def run(self, steps: int) -> None:
+        for number in range(steps):
+            self.rng.choice(self.steps)()
+            self.agrees()
+            if number % 4 == 0:
+                self.finds_everything()
+        free = len(self.model.free)
+        expect_equal(
+            self.pool.get_new_blocks(free), self.model.allocate(free), "All free blocks, in the order of the queue"
         )
-        if not self.model.is_cached(block):
-            expect_raises(
-                "ValueError", lambda: self.pool.touch([*others, block]), "Touching a free block that is not cached"
-            )
+        self.finds_everything()
 
-    @rule()
+    def request(self) -> None:
+        """Admit a request: find its prefix and share it, take blocks for the rest and cache them; or be refused."""
+        contents = [(self.rng.randint(0, 1),) * self.block_size for _ in range(self.rng.randint(1, 3))]
+        extra = ("salt",) if self.rng.random() < 0.2 else ()
+        looks_first = self.rng.random() < 0.6  # those that do not compute everything themselves: duplicates
+        parent: str | None = None
+        hits: list[int] = []
+        for tokens in contents if looks_first else ():
+            expected = self.model.find((parent, tokens, extra))
+            found = self.pool.get_cached_block(parent, list(tokens), extra)
+            expect_equal(found, expected, "The block that get_cached_block finds")
+            if expected is None:
+                break
+            hits.append(expected)
+            parent = self.hashes[parent, tokens, extra]
+        if hits:
+            self.pool.touch(hits)
+            self.model.share(hits)
+        need = len(contents) - len(hits)
+        if need > len(self.model.free):
+            what = f"get_new_blocks({need}) with {len(self.model.free)} free blocks"
+            expect_raises("OutOfBlocksError", partial(self.pool.get_new_blocks, need), what)
+            return
+        blocks = self.model.allocate(need)
+        expect_equal(self.pool.get_new_blocks(need), blocks, f"What get_new_blocks({need}) returns")
+        for block, tokens in zip(blocks, contents[len(hits) :], strict=True):
+            made = self.pool.cache_full_block(block, parent, list(tokens), extra)
+            expect_type(made, str, "What cache_full_block returns with the default hash_fn")
+            self.model.cached.append((block, (parent, tokens, extra)))
+            self.hashes[parent, tokens, extra] = made
+            parent = made
+
+    def grow(self) -> None:
+        """Take one block that is not filled yet."""
+        if self.model.free:
+            expect_equal(self.pool.get_new_blocks(1), self.model.allocate(1), "What get_new_blocks(1) returns")
+
+    def finish(self) -> None:
+        """Free a request's blocks, or all behind the first ones."""
+        if self.model.tables:
+            table = self.rng.randrange(len(self.model.tables))
+            keep = self.rng.choice([0, 0, 0, 1])
+            self.pool.free_blocks(self.model.release(table, min(keep, len(self.model.tables[table]) - 1)))
+
+    def fork(self) -> None:
+        """Share all blocks of a request with a second one."""
+        if self.model.tables:
+            blocks = list(self.rng.choice(self.model.tables))
+            self.pool.touch(blocks)
+            self.model.share(blocks)
+
+    def refuse(self) -> None:
+        """Errors in the midst of lists that are fine otherwise."""
+        if self.model.free:
+            block, others = self.rng.choice(self.model.free), self.model.used()[:2]
+            what = "Freeing a free block together with some that are in use"
+            expect_raises("ValueError", partial(self.pool.free_blocks, [*others, block, *others]), what)
+            if not self.model.is_cached(block):
+                what = "Touching a free block that is not cached"
+                expect_raises("ValueError", partial(self.pool.touch, [*others, block]), what)
+
     def reset(self) -> None:
         expect_equal(self.pool.reset(), self.model.reset(), "What reset() returns")
 
-    @invariant()
     def agrees(self) -> None:
-        if self.pool is None:
-            return
-        counts = [self.pool.ref_count(block) for block in range(self.model.num_blocks)]
-        expect_equal(
-            counts, [self.model.count(block) for block in range(self.model.num_blocks)], "The counts of all blocks"
-        )
-        expect_equal(sum(counts), self.model.holders(), "The sum of all counts")
+        counts = [self.pool.ref_count(block) for block in range(self.num_blocks)]
+        expect_equal(counts, [self.model.count(block) for block in range(self.num_blocks)], "The counts of all blocks")
         free = self.pool.num_free_blocks()
         expect_equal(free, len(self.model.free), "The number of free blocks")
-        expect_close(self.pool.usage(), (self.model.num_blocks - 1 - free) / (self.model.num_blocks - 1), "The usage")
+        expect_close(self.pool.usage(), 1 - free / (self.num_blocks - 1), "The usage")
 
-    def teardown(self) -> None:
-        if self.pool is not None:
-            free = len(self.model.free)
-            expect_equal(
-                self.pool.get_new_blocks(free), self.model.allocate(free), "All free blocks, in the order of the queue"
-            )
+    def finds_everything(self) -> None:
+        """Everything that was ever cached is found, in the right block, or not any more."""
+        for parent, tokens, extra in self.hashes:
+            found = self.pool.get_cached_block(parent, list(tokens), extra)
+            expect_equal(found, self.model.find((parent, tokens, extra)), "The block that get_cached_block finds")
 
 
-def test_pool_agrees_with_model(submission):
-    """After any series of calls the pool has the counts, the queue and the findable blocks that the rules of the handout give.
+def test_pool_agrees_with_model(submission, rng):
+    """After any series of requests the pool has the counts, the queue and the findable blocks that the rules give.
 
     Hint: Write the rules down as a pool without any cleverness (lists only), run both with random calls, and compare.
     """
-    machine = type("Machine", (PoolMachine,), {"make_pool": staticmethod(submission.BlockPool)})
-    run_state_machine_as_test(machine, settings=settings(max_examples=20, stateful_step_count=25))
+    for _ in range(16):
+        PoolWalk(submission, rng).run(steps=25)
+
+
+def test_pool_without_caching(submission):
+    """With enable_caching=False a block is hashed as usual, and never found.
+
+    Hint: Keep nothing of a block then, so that there is nothing to find or to evict.
+    """
+    pool = submission.BlockPool(4, 2, enable_caching=False)
+    pool.get_new_blocks(2)
+    with_caching = submission.BlockPool(4, 2)
+    with_caching.get_new_blocks(1)
+    expected = with_caching.cache_full_block(1, None, [1, 2])
+    expect_equal(pool.cache_full_block(1, None, [1, 2]), expected, "The hash of a block with caching disabled")
+    expect_equal(pool.get_cached_block(None, [1, 2]), None, "A block in use, with caching disabled")
+    expect_raises(
+        "ValueError", partial(pool.cache_full_block, 2, None, [1]), "Caching one token of two", naming="token_ids"
+    )
+    pool.free_blocks([1, 2])
+    expect_equal(pool.get_cached_block(None, [1, 2]), None, "A free block, with caching disabled")
+    expect_raises("ValueError", partial(pool.touch, [1]), "Touching a free block, with caching disabled")
+    expect_equal(pool.get_new_blocks(3), [3, 2, 1], "The order of the queue, with caching disabled")
 
 
 def test_pool_errors_change_nothing(submission):
@@ -472,9 +450,9 @@ def test_pool_errors_change_nothing(submission):
         ("Caching one token of two", "ValueError", "token_ids", lambda: pool.cache_full_block(2, None, [5])),
         ("Caching three tokens of two", "ValueError", "token_ids", lambda: pool.cache_full_block(2, None, [5, 6, 7])),
         ("Asking for 6 blocks when 5 are free", "OutOfBlocksError", "", lambda: pool.get_new_blocks(6)),
-        ("Asking for -1 blocks", "ValueError", "n", lambda: pool.get_new_blocks(-1)),
-        ("Asking for True blocks", "TypeError", "n", lambda: pool.get_new_blocks(True)),
-        ("Asking for 2.0 blocks", "TypeError", "n", lambda: pool.get_new_blocks(2.0)),
+        ("Asking for -1 blocks", "ValueError", "", lambda: pool.get_new_blocks(-1)),
+        ("Asking for True blocks", "TypeError", "", lambda: pool.get_new_blocks(True)),
+        ("Asking for 2.0 blocks", "TypeError", "", lambda: pool.get_new_blocks(2.0)),
     ):
         expect_raises(error, call, what, naming=naming)
         expect_equal(
@@ -484,8 +462,8 @@ def test_pool_errors_change_nothing(submission):
         expect_equal(pool.get_cached_block(first, [3, 4]), 3, f"The block that is cached and free, after: {what}")
         expect_equal(pool.get_cached_block(None, [5, 6]), None, f"A block that was never cached, after: {what}")
     expect_equal(pool.get_new_blocks(5), [5, 6, 7, 4, 3], "The queue after all these errors")
-    expect_count_checked(lambda value: submission.BlockPool(value, 2), "num_blocks", 2)
-    expect_count_checked(lambda value: submission.BlockPool(8, value), "block_size", 1)
+    expect_count_checked(partial(submission.BlockPool, block_size=2), "num_blocks", 2)
+    expect_count_checked(partial(submission.BlockPool, 8), "block_size", 1)
 
 
 def test_pool_compares_content(submission):
@@ -570,14 +548,15 @@ def test_pool_keeps_duplicates(submission):
 
 
 SMALL, LARGE, TAKEN = 2_000, 200_000, 32
-MOST = 10.0
-"""The largest pool is 100 times the smaller; a search through the queue costs 30 to 90 times as much there, anything else about the same."""
+MOST = 4.0
+"""The pools differ by a factor of 100. Measured over the wire on two cores, six runs each: 0.8 to 1.1 for the
+constant-time pools of the corpus, 9 to 11 for `list.pop(0)`, 67 to 130 for a search through the queue or a new list."""
 
 
 def test_pool_constant_time(submission):
-    """Taking blocks out of the free queue, at its head or from its middle, takes as long in a pool of 200,000 as in one of 2,000.
+    """Taking blocks out of the free queue, at its head or elsewhere, takes as long with 200,000 blocks as with 2,000.
 
-    Hint: list.remove, list.pop(0) and building a new list all walk through the queue. Link the blocks to their neighbours instead.
+    Hint: list.remove, list.pop(0) and building a new list all walk through the queue. Link neighbours instead.
     """
     pools = []
     for size in (SMALL, LARGE):
