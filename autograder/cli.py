@@ -84,7 +84,7 @@ class StepProgress:
         """One item is done."""
         self.count += 1
         if self.task is None:
-            console.print(f"  {self.count}/{self.total} {text}", highlight=False, markup=False)
+            console.print(f"  {self.count}/{self.total} {text}", highlight=False, markup=False, soft_wrap=True)
         else:
             self.steps.progress.advance(self.task)  # type: ignore[arg-type]
             self.steps.progress.refresh()

@@ -32,7 +32,7 @@ class Outcome(StrEnum):
 class Finding(BaseModel):
     """One check, one run. Texts from the submission are kept as they came and must be escaped when shown."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True, ser_json_inf_nan="strings")
+    model_config = ConfigDict(extra="forbid", frozen=True)
 
     check: str
     task: str

@@ -86,6 +86,9 @@ def discover(submitted: Path, name: str, manifest: Manifest, students: Iterable[
             jobs.append(Job(student, pair.read(folder, manifest).submission))
         except UnreadableSubmission as error:
             jobs.append(Job(student, None, str(error)))
+        except Exception as error:  # a mistake of ours that one submission brings to light must not stop the others
+            why = f"The autograder could not read it ({type(error).__name__}: {error}). Please report this fault of ours."
+            jobs.append(Job(student, None, why))
     return jobs
 
 

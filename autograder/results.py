@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import json
+import math
 import os
 import tempfile
 from pathlib import Path
@@ -42,8 +43,7 @@ class IsolationRecord(BaseModel):
 class Result(BaseModel):
     """All findings of one submission under one suite on one machine, with what is needed to judge them again."""
 
-    # NaN as a string: JSON has no other way to keep it, and a NaN that becomes null would be a credit of all points
-    model_config = ConfigDict(extra="forbid", frozen=True, ser_json_inf_nan="strings")
+    model_config = ConfigDict(extra="forbid", frozen=True)
 
     schema_version: Literal[1] = 1
     assignment: str
@@ -91,7 +91,7 @@ def save(file: Path, result: Result) -> None:
         file.parent.mkdir(parents=True, exist_ok=True)
         descriptor, temporary = tempfile.mkstemp(prefix=PREFIX, dir=file.parent)
         with open(descriptor, "wb") as stream:
-            text = json.dumps(result.model_dump(mode="json"), indent=1, ensure_ascii=False, allow_nan=False)
+            text = json.dumps(_strict(result.model_dump(mode="json")), indent=1, ensure_ascii=False, allow_nan=False)
             stream.write(text.encode(errors="replace") + b"\n")
             stream.flush()
             os.fsync(stream.fileno())
@@ -111,6 +111,15 @@ def save(file: Path, result: Result) -> None:
         if temporary is not None:
             with contextlib.suppress(OSError):
                 os.unlink(temporary)
+
+
+def _strict(data: object) -> object:
+    """NaN and infinities as strings: JSON has no other way to keep them, and null would be a credit of all points."""
+    if isinstance(data, dict):
+        return {key: _strict(value) for key, value in data.items()}
+    if isinstance(data, list):
+        return [_strict(value) for value in data]
+    return str(data) if isinstance(data, float) and not math.isfinite(data) else data
 
 
 def sweep(folder: Path) -> int:

@@ -186,6 +186,7 @@ def print_grades(outcome: CourseRun, console: Console) -> None:
             f"Stopped; {outcome.waiting} submissions wait to be graded, {outcome.unentered} grades to be entered. "
             "What is graded is stored: the same command goes on from here.",
             highlight=False,
+            soft_wrap=True,
         )
 
 

@@ -21,9 +21,9 @@
 # # The KV cache: how many bytes, how many users, which block
 #
 # A language model that writes its 1,000th token needs the attention keys and values of the 999 before it. Keeping them
-# is the **KV cache**. It turns quadratic work into linear work, and it is what fills the memory of an inference server:
-# how many people you can serve at once is decided by bytes per token and by how well you pack them. In this assignment
-# you
+# is the **KV cache**. Without it, each new token would compute all earlier ones again. With it, memory becomes the
+# limit: how many people a server can serve at once is decided by the bytes per token and by how well they are packed.
+# In this assignment you
 #
 # 1. count the bytes that one token costs, for every kind of attention layer in use today (`kv_bytes_per_token`),
 # 2. count the bytes that a set of sequences occupies, laid out contiguously or in pages (`kv_cache_bytes`),
@@ -229,15 +229,17 @@ SMOLLM2_135M = KVSpec.uniform(30, AttentionLayer(n_heads=9, n_kv_heads=3, head_d
 #
 # **Latent layers (MLA).** Keys and values of all heads are computed from one latent vector, so only that is stored,
 # with one rotary key that all heads share: $(\text{kv\_lora\_rank} + \text{qk\_rope\_head\_dim})\, b$. There is nothing
-# to store twice: **no factor 2**, no heads. *Example.* DeepSeek-V3, 61 layers, bf16: $61 \cdot (512 + 64) \cdot 2 =
-# 70{,}272$ bytes. As plain MHA the same model (128 heads, keys of 192 and values of 128 numbers) would need 4,997,120.
+# to store twice: **no factor 2**, no heads. *Example.* DeepSeek-V3, 61 layers, bf16:
+# $61 \cdot (512 + 64) \cdot 2 = 70{,}272$ bytes. As plain MHA the same model (128 heads, keys of 192 and values of 128
+# numbers) would need 4,997,120.
 #
 # **Quantised layers.** Each number takes `bits` bits, and each group of `group_size` numbers of a head brings one scale
 # (and perhaps a zero point). Keys and values are quantised separately, and a group never crosses heads: a key of one
-# head takes $d_k \cdot \text{bits}/8 + (d_k / \text{group\_size}) \cdot (\text{scale\_bytes} +
-# \text{zero\_point\_bytes})$ bytes, a value the same with $d_v$. *Example.* Llama-3-8B with 4 bits in groups of 64 and
-# 2-byte scales: a head takes $64 + 2 \cdot 2 = 68$ bytes, a token $32 \cdot 8 \cdot 2 \cdot 68 = 34{,}816$. That is
-# 3.76 times smaller than bf16, not 4 times: scales are not free.
+# head takes
+# $d_k \cdot \text{bits}/8 + (d_k / \text{group\_size}) \cdot (\text{scale\_bytes} + \text{zero\_point\_bytes})$ bytes,
+# a value the same with $d_v$. *Example.* Llama-3-8B with 4 bits in groups of 64 and 2-byte scales: a head takes
+# $64 + 2 \cdot 2 = 68$ bytes, a token $32 \cdot 8 \cdot 2 \cdot 68 = 34{,}816$. That is 3.76 times smaller than bf16,
+# not 4 times: scales are not free.
 #
 # **Tensor parallelism.** You count what is stored on *one* of `tp` ranks. Query heads are split evenly, so `tp` must
 # divide `n_heads` (of latent layers too). KV heads are split if there are enough of them, else repeated: a rank stores
@@ -248,8 +250,10 @@ SMOLLM2_135M = KVSpec.uniform(30, AttentionLayer(n_heads=9, n_kv_heads=3, head_d
 # A sliding window changes nothing here: the new token is written all the same. How many *stay* is the business of task
 # 2.
 #
-# *Seen in published notebooks:* `n_heads` instead of `n_kv_heads` (4 times too much for Llama-3-8B); a factor 2 on MLA;
-# MLA divided by `tp`; "0.5 KB per token for a 7B model", which is off by a factor of 1,000.
+# *Seen in published course notebooks:* `n_heads` instead of `n_kv_heads` (4 times too much for Llama-3-8B); "0.5 KB per
+# token for a 7B model", which is off by a factor of 1,000. *Other common mistakes:* a factor 2 on MLA; MLA divided by
+# `tp`; no KV head at all on a rank when there are more ranks than heads; scales forgotten, or counted with the bits of
+# the payload.
 
 # %% task="kv_bytes_per_token"
 def kv_bytes_per_token(spec: KVSpec, tp: int = 1) -> int:
@@ -291,10 +295,10 @@ for name, spec in {"Llama-3-8B": LLAMA_3_8B, "SmolLM2-135M": SMOLLM2_135M}.items
 # exactly this).
 #
 # **Paged** (`block_size=B`), as in vLLM: each sequence gets whole blocks, $\lceil T / B \rceil$ of them. The last one
-# is partly empty; that waste is at most $B - 1$ tokens per sequence, where a server that reserves the maximum length
-# for everybody wastes nearly all of it. A sliding-window layer frees a block when its last token has left the window.
-# While one token is being computed it needs the $W - 1$ old tokens and the new one, and these need not begin at a
-# block's edge, hence one block more: it holds at most $\lceil W / B \rceil + 1$ blocks (`SlidingWindowSpec` in vLLM's
+# is partly empty; that waste is at most $B - 1$ tokens per sequence, while a server that reserves the maximum length
+# for everybody may waste most of its memory. A sliding-window layer frees a block when its last token has left the
+# window. While one token is being computed it needs the $W - 1$ old tokens and the new one, and these need not begin at
+# a block's edge, hence one block more: it holds at most $\lceil W / B \rceil + 1$ blocks (`SlidingWindowSpec` in vLLM's
 # `kv_cache_interface.py`, with one token in flight):
 #
 # $$\text{blocks} = \min\left(\lceil T/B \rceil,\; \lceil W/B \rceil + 1\right).$$
@@ -392,20 +396,20 @@ plt.show()
 # \text{concurrency} &= \text{num\_blocks} / \text{blocks per request}
 # \end{aligned}$$
 #
-# A page is one block's share of *all* layers together. With full attention everywhere, a request takes $\lceil
-# \text{max\_model\_len} / B \rceil$ of them; layers with a window need less than a whole page per block, which is why
-# the bytes are divided and rounded up. (For models that mix kinds of layers, vLLM keeps a block table per kind; its
-# figure may then differ a little from this one.) The utilization applies to the total only: weights do not shrink with
-# it.
+# A page is one block's share of *all* layers together. With full attention everywhere, a request takes
+# $\lceil \text{max\_model\_len} / B \rceil$ of them; layers with a window need less than a whole page per block, which
+# is why the bytes are divided and rounded up. (For models that mix kinds of layers, vLLM keeps a block table per kind;
+# its figure may then differ a little from this one.) The utilization applies to the total only: weights do not shrink
+# with it.
 #
 # The answer is a `float`, not rounded, as in vLLM's log. Below 1 it is an answer too: a request of that length cannot
 # be served, but shorter ones can. Only if not a single page fits, there is nothing to say: raise `InfeasibleError` with
 # the bytes that are missing to one page.
 #
-# *Example from a real log* (vLLM 0.32 on a CPU; SmolLM2-135M in bf16, 1 GiB for the cache, $B = 32$): a page has $32
-# \cdot 23{,}040 = 737{,}280$ bytes, so $\lfloor 2^{30} / 737{,}280 \rfloor = 1456$ blocks. The log says "CPU KV cache
-# size: 46,592 tokens" ($= 1456 \cdot 32$), and "Maximum concurrency for 1,024 tokens per request: 45.50x" ($= 1456 /
-# 32$).
+# *Example from a real log* (vLLM 0.32 on a CPU; SmolLM2-135M in bf16, 1 GiB for the cache, $B = 32$): a page has
+# $32 \cdot 23{,}040 = 737{,}280$ bytes, so $\lfloor 2^{30} / 737{,}280 \rfloor = 1456$ blocks. The log says "CPU KV
+# cache size: 46,592 tokens" ($= 1456 \cdot 32$), and "Maximum concurrency for 1,024 tokens per request: 45.50x"
+# ($= 1456 / 32$).
 #
 # *Another* (vLLM issue 12330; Llama-3-8B on an A100, $B = 16$): 39.50 GiB · 0.90 − 14.96 GiB of weights − 0.10 GiB of
 # other things − 9.37 GiB peak = 11.12 GiB. The log's rounded figures give 5,693 blocks (it says 5,691) and, for 8,192
@@ -675,8 +679,8 @@ from autograder import check
 check("BlockPool")
 
 # %% [markdown]
-# The example of the table, step by step, and then what prefix caching brings: 200 requests that share a system prompt.
-# Change the number of blocks and watch the share of found blocks fall.
+# The example of the table, step by step, and then what prefix caching brings: 200 requests, each of which begins with
+# one of five system prompts. With fewer blocks the pool has to forget prompts before they come again.
 
 # %%
 pool = BlockPool(num_blocks=6, block_size=4)

@@ -113,7 +113,7 @@ def test_cache_sliding_window(submission):
 def test_concurrency_of_vllm_log(submission):
     """The concurrency is the one that vLLM logs for SmolLM2-135M, blocks of 32 and 1 GiB: 45.50x for 1,024 tokens.
 
-    Hint: Whole blocks in the budget (1,456 of them), divided by the whole blocks of one request. Do not round the result.
+    Hint: Whole blocks in the budget (1,456 of them), divided by the whole blocks of one request.
     """
     smollm2 = model(submission, 30, **SMOLLM2)
     budget = submission.MemoryBudget(GIB, 1.0, 0, 0)
@@ -173,15 +173,16 @@ def test_length_nothing_fits(submission):
     Hint: max_concurrency raises InfeasibleError when there is not even one page. Here that is an ordinary answer.
     """
     smollm2 = model(submission, 30, **SMOLLM2)
-    for what, fields, users in (
-        ("more requests than blocks", (GIB, 1.0, 0, 0), 1_457),
-        ("less than a page", (700_000, 1.0, 0, 0), 1),
-        ("weights larger than the memory", (GIB, 0.9, 2 * GIB, 0), 1),
+    for what, fields, users, expected in (
+        ("1,456 blocks and as many requests", (GIB, 1.0, 0, 0), 1_456, 32),
+        ("1,456 blocks and one request more", (GIB, 1.0, 0, 0), 1_457, 0),
+        ("exactly one page", (737_280, 1.0, 0, 0), 1, 32),
+        ("a byte less than a page", (737_279, 1.0, 0, 0), 1, 0),
+        ("weights larger than the memory", (GIB, 0.9, 2 * GIB, 0), 1, 0),
     ):
         budget = submission.MemoryBudget(*fields)
-        expect_equal(
-            submission.max_model_len_that_fits(smollm2, budget, users, 32, 512), 0, f"Longest length with {what}"
-        )
+        got = submission.max_model_len_that_fits(smollm2, budget, users, 32, 512)
+        expect_equal(got, expected, f"Longest length with {what}")
 
 
 # ---------------------------------------------------------------------------------------------------------- BlockPool

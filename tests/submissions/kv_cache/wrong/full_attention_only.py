@@ -1,0 +1,17 @@
+"""Takes the blocks of a request from its length alone, as if no layer had a window.
+
+fails: test_concurrency_mixed_layers test_length_is_the_largest test_length_of_huge_limit
+"""
+
+
+# %% task="max_concurrency"
+def max_concurrency(spec, budget, max_model_len, block_size, tp=1):
+    check_count(max_model_len, "max_model_len", 1)
+    check_count(block_size, "block_size", 1)
+    budget_bytes = int(budget.total_bytes * budget.utilization) - budget.weight_bytes - budget.peak_activation_bytes
+    page_bytes = block_size * kv_bytes_per_token(spec, tp)
+    num_blocks = budget_bytes // page_bytes
+    if num_blocks < 1:
+        raise InfeasibleError("not one page fits", page_bytes - budget_bytes)
+    blocks_per_request = -(-max_model_len // block_size)
+    return num_blocks / blocks_per_request
