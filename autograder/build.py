@@ -31,8 +31,9 @@ from traitlets.config import Config
 
 from autograder.errors import AutograderError
 from autograder import suite
-from autograder.manifest import HELPERS, Manifest, TaskEntry, digest
+from autograder.manifest import HELPERS, REST, Manifest, TaskEntry, digest
 from autograder.spec import Assignment
+from autograder.submission import Submission, read_notebook
 
 __all__ = ["BuildError", "LeakError", "build", "differences", "source_files"]
 
@@ -76,7 +77,7 @@ def build(name: str, destination: Path) -> Path:
         generate(course, name)
         released = course / "release" / name
         notebook = nbformat.read(released / f"{name}.ipynb", as_version=4)
-        manifest = _with_stubs(source.manifest, notebook)
+        manifest = _with_stubs(source.manifest, read_notebook(released / f"{name}.ipynb", source.manifest))
         files = {path.name: path.read_text(encoding="utf-8") for path in released.iterdir() if path.suffix != ".ipynb"}
         files[f"{name}.ipynb"] = nbformat.writes(notebook) + "\n"
         files[f"{name}.py"] = _script(notebook)
@@ -261,10 +262,10 @@ def _solution_lines(cells: list[Any]) -> frozenset[str]:
     return frozenset(line for line in inside - outside if len(line) >= LEAK_LENGTH)
 
 
-def _with_stubs(manifest: Manifest, released: Any) -> Manifest:
+def _with_stubs(manifest: Manifest, released: Submission) -> Manifest:
     """The manifest with the hashes of the cells as students receive them."""
-    cells = {cell.metadata.get("task") or cell.metadata.get(HELPERS): cell.source for cell in released.cells}
-    return manifest.model_copy(update={"stubs": {name: digest(cells[name]) for name in [*manifest.tasks, HELPERS]}})
+    stubs = {name: digest(source) for name, source in released.answers.items()}
+    return manifest.model_copy(update={"stubs": stubs | {REST: released.rest}})
 
 
 def _refuse_leaks(source: Source, files: dict[str, str]) -> None:

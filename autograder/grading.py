@@ -83,7 +83,7 @@ def discover(submitted: Path, name: str, manifest: Manifest, students: Iterable[
             jobs.append(Job(shown, None, "The name of the folder is not valid UTF-8. Rename it, then grade again."))
             continue
         try:
-            jobs.append(Job(student, pair.read(folder, manifest).submission))
+            jobs.append(Job(student, pair.read(folder, manifest, graded_only=True).submission))
         except UnreadableSubmission as error:
             jobs.append(Job(student, None, str(error)))
         except Exception as error:  # a mistake of ours that one submission brings to light must not stop the others

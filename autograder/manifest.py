@@ -13,10 +13,12 @@ from pydantic import BaseModel, ConfigDict
 
 from autograder.spec import Assignment, Task
 
-__all__ = ["HELPERS", "Manifest", "TaskEntry", "digest"]
+__all__ = ["HELPERS", "REST", "Manifest", "TaskEntry", "digest"]
 
 HELPERS = "helpers"
 """Name of the one free cell of imports and helpers that is graded with the tasks."""
+REST = "cells that are not graded"
+"""Stands for all of those where the two files of a pair are compared."""
 
 
 def digest(text: str) -> str:

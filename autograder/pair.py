@@ -11,7 +11,7 @@ import os
 from dataclasses import dataclass
 from pathlib import Path
 
-from autograder.manifest import Manifest, digest
+from autograder.manifest import REST, Manifest, digest
 from autograder.submission import (
     MAX_SCRIPT_BYTES,
     Submission,
@@ -40,8 +40,11 @@ class Pair:
     why: str
 
 
-def read(folder: Path, manifest: Manifest) -> Pair:
-    """Read the file that counts in `folder`. Raises `PairConflict`, `UnreadableSubmission`."""
+def read(folder: Path, manifest: Manifest, *, graded_only: bool = False) -> Pair:
+    """Read the file that counts in `folder`. Raises `PairConflict`, `UnreadableSubmission`.
+
+    With `graded_only` the cells that are not graded may differ: they matter to who works on, not to a grade.
+    """
     notebook, script = _paths(folder, manifest)
     if not os.path.lexists(script):
         if not os.path.lexists(notebook):
@@ -54,7 +57,7 @@ def read(folder: Path, manifest: Manifest) -> Pair:
     in_notebook, in_script = read_notebook(notebook, manifest), _tolerant(script, manifest)
     if in_script is None:
         return Pair(in_notebook, notebook, script, f"{script.name} cannot be read")
-    differing = _differing(in_notebook, in_script)
+    differing = _differing(in_notebook, in_script, graded_only)
     if not differing:
         return Pair(in_notebook, notebook, None, "both files hold the same code")
     agreed = _agreed(folder, manifest)
@@ -123,12 +126,14 @@ def _tolerant(script: Path, manifest: Manifest) -> Submission | None:
         return None
 
 
-def _differing(one: Submission, other: Submission) -> list[str]:
-    names = [*dict.fromkeys([*one.answers, *other.answers])]
+def _differing(one: Submission, other: Submission, graded_only: bool) -> list[str]:
+    names = [*dict.fromkeys([*one.answers, *other.answers]), *([] if graded_only else [REST])]
     return [name for name in names if _hash(one, name) != _hash(other, name)]
 
 
 def _hash(submission: Submission, name: str) -> str | None:
+    if name == REST:
+        return submission.rest
     return digest(submission.answers[name]) if name in submission.answers else None
 
 
@@ -141,7 +146,7 @@ def _agreed(folder: Path, manifest: Manifest) -> dict[str, str]:
 
 
 def _note(folder: Path, submission: Submission) -> None:
-    state = {name: digest(source) for name, source in submission.answers.items()}
+    state = {name: digest(source) for name, source in submission.answers.items()} | {REST: submission.rest}
     data = (json.dumps(state, indent=1) + "\n").encode()
     path = folder / STATE
     if not path.is_file() or path.read_bytes() != data:

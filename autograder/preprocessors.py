@@ -55,7 +55,7 @@ class RestoreRelease(NbGraderPreprocessor):
         loaded = suite.load(name)
         folder = _submitted(self, resources)
         try:
-            submission = pair.read(folder, loaded.manifest).submission
+            submission = pair.read(folder, loaded.manifest, graded_only=True).submission
         except UnreadableSubmission as error:
             raise Withheld(str(error)) from None
         release = nbformat.read(suite.repository() / "assignments" / name / f"{name}.ipynb", as_version=4)
@@ -109,7 +109,7 @@ class EnterResults(NbGraderPreprocessor):
     def _result(self, loaded: suite.Suite, resources: Any) -> tuple[Path, Result]:
         name, student = resources["nbgrader"]["assignment"], resources["nbgrader"]["student"]
         course = Path(_converter(self).coursedir.root)
-        submission = pair.read(_submitted(self, resources), loaded.manifest).submission
+        submission = pair.read(_submitted(self, resources), loaded.manifest, graded_only=True).submission
         for attempt in range(2):
             for tier in ("gpu", "cpu"):
                 file = results.path(course / "results", name, student, results.key(submission.hash, loaded.hash, tier))

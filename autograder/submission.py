@@ -49,6 +49,8 @@ class Submission:
     remarks: tuple[str, ...] = ()
     elsewhere: dict[str, str] = field(default_factory=dict)
     """Names that only cells outside the graded ones define, with the cell."""
+    rest: str = ""
+    """Hash of the code cells that are not graded: a pair of files must not lose them."""
 
     @property
     def hash(self) -> str:
@@ -223,7 +225,8 @@ def _select(file: str, about: dict[str, Any], code: list[_Cell], manifest: Manif
     for source in [*answers.values(), *manifest.given.values()]:
         for name in defined(source):
             elsewhere.pop(name, None)
-    return Submission(file, answers, missing, tuple(review), tuple(remarks), elsewhere)
+    rest = digest("\n".join(cell.source for cell in code if cell.number not in used and cell.role != "check"))
+    return Submission(file, answers, missing, tuple(review), tuple(remarks), elsewhere, rest)
 
 
 def _definitions(cells: Iterable[_Cell]) -> dict[int, set[str]]:

@@ -18,7 +18,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from autograder import pair
-from autograder.manifest import Manifest, digest
+from autograder.manifest import REST, Manifest, digest
 from autograder.pair import PairConflict
 from autograder.submission import Submission, UnreadableSubmission, read_notebook, read_script
 
@@ -69,7 +69,8 @@ class TestNotebook:
         """The notebook as released is a submission with all cells and nothing to remark."""
         assert set(UNTOUCHED.answers) == {*MANIFEST.tasks, "helpers"}
         assert (UNTOUCHED.missing, UNTOUCHED.review, UNTOUCHED.remarks) == ({}, (), ())
-        assert {name: digest(source) for name, source in UNTOUCHED.answers.items()} == MANIFEST.stubs
+        hashes = {name: digest(source) for name, source in UNTOUCHED.answers.items()}
+        assert hashes | {REST: UNTOUCHED.rest} == MANIFEST.stubs
         assert [name for name, _ in UNTOUCHED.module(MANIFEST)] == list(MANIFEST.cells)
 
     def test_notebook_and_script_of_the_release_are_one_submission(self) -> None:
@@ -409,6 +410,17 @@ class TestPair:
         edit_notebook(folder, 1)
         assert pair.read(folder, MANIFEST).stale is None
 
+    def test_an_edit_outside_the_graded_cells_counts_for_the_pair_and_not_for_the_grade(self, folder: Path) -> None:
+        """Notes in one file are carried over, and are never overwritten by a task solved in the other one."""
+        script = folder / "kv_cache.py"
+        script.write_text(script.read_text(encoding="utf-8") + "\n# %%\nnotes = 'mine'\n", encoding="utf-8")
+        found = pair.read(folder, MANIFEST)
+        assert (found.path.name, found.stale) == ("kv_cache.py", folder / "kv_cache.ipynb")
+        edit_notebook(folder, 2)
+        with pytest.raises(PairConflict, match="cells that are not graded"):
+            pair.read(folder, MANIFEST)
+        assert "return 2" in pair.read(folder, MANIFEST, graded_only=True).submission.answers["kv_bytes_per_token"]
+
     @pytest.mark.parametrize("counts", ["kv_cache.py", "kv_cache.ipynb"])
     def test_taking_one_side_ends_the_conflict_and_loses_nothing(self, folder: Path, counts: str) -> None:
         """After sync both files hold the chosen code, and what the other one held lies in its backup."""
@@ -503,7 +515,7 @@ class TestPair:
         except PairConflict:
             pass
         pair.take(folder / "kv_cache.py", MANIFEST)
-        assert json.loads((folder / ".pair.json").read_bytes()).keys() == UNTOUCHED.answers.keys()
+        assert json.loads((folder / ".pair.json").read_bytes()).keys() == {*UNTOUCHED.answers, REST}
 
     @pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="POSIX")
     def test_a_pipe_as_memory_of_the_agreement_is_not_waited_for(self, folder: Path) -> None:
