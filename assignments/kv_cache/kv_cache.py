@@ -45,13 +45,17 @@
 # | prefix caching | blocks of an earlier request are used again by a later one that begins with the same tokens |
 # | GiB, GB | $2^{30}$ bytes, $10^9$ bytes. All functions here take and return plain bytes |
 #
-# **How it is graded.** Only the cells of the five tasks and the one cell of imports and helpers count; the others are
-# yours, change them freely. The cell `check(...)` after each task runs its public checks. Hidden checks look at the
-# same rules on other inputs: everything they ask for is written here.
+# **How it is graded.** Only the cells of the five tasks and the one cell of imports and helpers count. The next cell,
+# with the course's classes, is replaced by the original when grading; all others are yours, change them freely. The
+# cell `check(...)` after each task runs its public checks. One that fails shows the last lines that your code printed.
+# Hidden checks look at the same rules on other inputs: everything they ask for is written here. One call of your code
+# may take 5 s. A later task that calls an earlier one calls *your* earlier one, so an error in task 1 may cost points
+# in tasks 2 to 4 too.
 #
-# **Rules for all tasks.** A count that is a `bool` or a `float` is a `TypeError`; a number outside its range is a
-# `ValueError`; both texts name the argument. Inputs are never changed. `check_count`, below, does the first part for
-# you.
+# **Rules for all tasks.** A count that is no `int`, or a `bool`, is a `TypeError`; a count outside its range is a
+# `ValueError`. `check_count`, below, does this for you. Where a docstring says that the text names an argument, the
+# error's text contains that name; other errors may say what they like. If several errors apply to one call, any of them
+# is right. Inputs are never changed.
 
 # %% given="kv_spec"
 import hashlib
@@ -264,7 +268,7 @@ def kv_bytes_per_token(spec: KVSpec, tp: int = 1) -> int:
         tp: number of ranks of tensor parallelism, at least 1.
 
     Raises:
-        TypeError: `tp` is a bool or no int.
+        TypeError: `tp` is a bool or no int. The text names `tp`.
         ValueError: `tp` is below 1, or the heads of some layer cannot be spread over `tp` ranks: `tp` must divide
             `n_heads`, and must divide `n_kv_heads` or be a multiple of it. The text names `tp`.
     """
@@ -284,6 +288,10 @@ check("kv_bytes_per_token")
 # %%
 for name, spec in {"Llama-3-8B": LLAMA_3_8B, "SmolLM2-135M": SMOLLM2_135M}.items():
     print(f"{name}: {kv_bytes_per_token(spec):,} bytes per token")
+
+four_bits = Quantization(bits=4, group_size=64)
+llama_4_bits = KVSpec.uniform(32, AttentionLayer(n_heads=32, n_kv_heads=8, head_dim=128, quantization=four_bits))
+print(f"Llama-3-8B, 4 bits: {kv_bytes_per_token(llama_4_bits):,} bytes per token, worked out above: 34,816")
 
 
 # %% [markdown]
@@ -312,8 +320,8 @@ for name, spec in {"Llama-3-8B": LLAMA_3_8B, "SmolLM2-135M": SMOLLM2_135M}.items
 # contiguously, and $256 + 1$ blocks of 16 tokens (538,968,064 bytes) paged. Without the window it would be
 # 4,294,967,296.
 #
-# *Common mistakes:* rounding down; $W$ instead of $W - 1$; rounding the *sum* of the lengths up instead of each length
-# (two sequences never share a half-full block); applying one layer's window to all layers.
+# *Common mistakes:* rounding down; $W$ instead of $W - 1$ (contiguous); rounding the *sum* of the lengths up instead of
+# each length (two sequences never share a half-full block); applying one layer's window to all layers.
 
 # %% task="kv_cache_bytes"
 def kv_cache_bytes(spec: KVSpec, seq_lens: Sequence[int], block_size: int | None = None, tp: int = 1) -> int:
@@ -321,7 +329,8 @@ def kv_cache_bytes(spec: KVSpec, seq_lens: Sequence[int], block_size: int | None
 
     Args:
         spec: the layers of the model. They may differ; some may have a window.
-        seq_lens: tokens of each sequence, 0 or more; any sequence type. Empty: 0 bytes. Not changed.
+        seq_lens: tokens of each sequence, 0 or more: a list, a tuple or another sequence of Python ints (`check_count`
+            refuses numpy's). Empty: 0 bytes. Not changed.
         block_size: tokens per block, at least 1; `None` for a contiguous cache.
         tp: as in `kv_bytes_per_token`.
 
@@ -396,6 +405,8 @@ plt.show()
 # \text{concurrency} &= \text{num\_blocks} / \text{blocks per request}
 # \end{aligned}$$
 #
+# In Python the first line begins `math.floor(total_bytes * utilization)`.
+#
 # A page is one block's share of *all* layers together. With full attention everywhere, a request takes
 # $\lceil \text{max\_model\_len} / B \rceil$ of them; layers with a window need less than a whole page per block, which
 # is why the bytes are divided and rounded up. (For models that mix kinds of layers, vLLM keeps a block table per kind;
@@ -404,7 +415,7 @@ plt.show()
 #
 # The answer is a `float`, not rounded, as in vLLM's log. Below 1 it is an answer too: a request of that length cannot
 # be served, but shorter ones can. Only if not a single page fits, there is nothing to say: raise `InfeasibleError` with
-# the bytes that are missing to one page.
+# the bytes that are missing to one page. A wrong argument is its own error even then: check the arguments first.
 #
 # *Example from a real log* (vLLM 0.32 on a CPU; SmolLM2-135M in bf16, 1 GiB for the cache, $B = 32$): a page has
 # $32 \cdot 23{,}040 = 737{,}280$ bytes, so $\lfloor 2^{30} / 737{,}280 \rfloor = 1456$ blocks. The log says "CPU KV
@@ -426,12 +437,13 @@ def max_concurrency(spec: KVSpec, budget: MemoryBudget, max_model_len: int, bloc
         spec: the layers of the model.
         budget: the memory of one rank.
         max_model_len: tokens of each request, at least 1.
-        block_size: tokens per block, at least 1.
+        block_size: tokens per block, at least 1. `None` is a `TypeError` here.
         tp: as in `kv_bytes_per_token`; `budget` is that of one of these ranks.
 
     Raises:
         InfeasibleError: not one page fits; its `shortfall_bytes` is page bytes minus budget bytes.
-        TypeError, ValueError: as in `kv_cache_bytes`, naming `max_model_len`, `block_size` or `tp`.
+        TypeError, ValueError: an argument is wrong, as in `kv_cache_bytes`, also where not one page fits. The text
+            names `max_model_len`, `block_size` or `tp`.
     """
     # YOUR CODE HERE
     raise NotImplementedError()
@@ -456,7 +468,8 @@ print(f"{max_concurrency(SMOLLM2_135M, one_gib, max_model_len=1024, block_size=3
 # $$\text{concurrency} \cdot \text{blocks per request}(L) \le \text{num\_blocks},$$
 #
 # with both quantities as in task 3. Return the largest such $L$ up to `limit` (what the model was trained for), and 0
-# if there is none: here nothing is raised if nothing fits, not even a single page.
+# if there is none: here nothing is raised if nothing fits, not even a single page. Wrong arguments are errors all the
+# same, also where nothing fits.
 #
 # A longer request never needs fewer blocks, so what fits is $1, 2, \dots, L$ and nothing beyond. This is what makes
 # bisection possible: `limit` may be $10^9$ (a model with windows everywhere has no longest length), and trying one
@@ -479,12 +492,13 @@ def max_model_len_that_fits(
         spec: the layers of the model.
         budget: the memory of one rank.
         concurrency: requests at once, at least 1.
-        block_size: tokens per block, at least 1.
+        block_size: tokens per block, at least 1. `None` is a `TypeError` here.
         limit: the largest answer that is of interest, at least 1.
         tp: as in `kv_bytes_per_token`.
 
     Raises:
-        TypeError, ValueError: as in `kv_cache_bytes`, naming `concurrency`, `block_size`, `limit` or `tp`.
+        TypeError, ValueError: an argument is wrong, as in `kv_cache_bytes`, also where nothing fits. The text names
+            `concurrency`, `block_size`, `limit` or `tp`.
     """
     # YOUR CODE HERE
     raise NotImplementedError()
@@ -550,14 +564,22 @@ for users in (1, 16, 100, 1457):
 # | `get_cached_block(h1, EFGH)` | `None` | empty | |
 # | `get_new_blocks(1)` | `OutOfBlocksError` | empty | |
 #
+# **An id that stands twice** in a list counts twice. *Example.* If block 1 has two holders and block 2 has one,
+# `free_blocks([1, 2, 1])` appends 2 and then 1 to the queue: from the last to the first, block 1 loses a holder, block
+# 2 its only one, block 1 its other one.
+#
 # **Errors change nothing.** A call that raises leaves the pool as it was, even if the bad block is the last of its
 # list. An id outside 0 … `num_blocks - 1` is a `KeyError` (beware: `-1` is a valid index of a Python list, but no
-# block). The null block, and a block in the wrong state, is a `ValueError`.
+# block). The null block, and a block in the wrong state, is a `ValueError`. If both apply, as in
+# `free_blocks([0, 99])`, either is right. Ids are always ints; other types are not tested.
 #
 # **Speed.** The pool of an 80-GB GPU has tens of thousands of blocks, and a scheduler calls it in every step, tens of
 # times per second. Each step per block must take constant time, also the removal of a touched block from the *middle*
 # of the queue (`list.remove` and `deque.remove` search from the front). Think of a doubly linked list, or of what the
-# standard library has that keeps an order and deletes by key.
+# standard library has that keeps an order, deletes by key and finds its first key at once. (A plain `dict` is slow at
+# its head: `next(iter(d))` walks past the keys that were deleted there.) Only blocks with equal hashes, which are
+# duplicates or collisions, may be searched one by one. That is what the hash is for: it leaves few blocks to compare.
+# A hidden check compares a pool of 2,000 blocks with one of 200,000, which is made in one call.
 #
 # *Common mistakes:* freeing at count 1; first block first; a hash without the parent; caching a block that is not full;
 # evicting a block that is in use; forgetting to evict; taking some blocks before noticing that there are too few;
@@ -602,7 +624,7 @@ class BlockPool:
         Raises:
             KeyError: there is no such block.
             ValueError: the null block, or a block that has no holder and is not cached (its content is gone).
-                In either case nothing has changed.
+                If both apply, either. Nothing has changed then.
         """
         # YOUR CODE HERE
         raise NotImplementedError()
@@ -615,7 +637,8 @@ class BlockPool:
 
         Raises:
             KeyError: there is no such block.
-            ValueError: the null block, or a block freed more often than it is held. In either case nothing has changed.
+            ValueError: the null block, or a block freed more often than it is held.
+                If both apply, either. Nothing has changed then.
         """
         # YOUR CODE HERE
         raise NotImplementedError()
@@ -630,7 +653,7 @@ class BlockPool:
         Args:
             block_id: a block that is in use.
             parent_hash: hash of the block before it in its sequence; `None` for the first.
-            token_ids: the tokens in it, exactly `block_size` of them.
+            token_ids: the tokens in it, exactly `block_size` of them. They are ints; you need not check that.
             extra_keys: whatever else must be equal for the block to be used again.
 
         Raises:
@@ -647,13 +670,17 @@ class BlockPool:
         """The block with this content, in use or not; `None` if there is none. Changes nothing.
 
         Parent, tokens and extra keys must all be those that were cached; an equal hash is not enough. Of several such
-        blocks, the one that was cached first.
+        blocks, the one that was cached first. A wrong number of tokens is no error: no such block was ever cached, so
+        the answer is `None`.
         """
         # YOUR CODE HERE
         raise NotImplementedError()
 
     def reset(self) -> bool:
-        """Forget everything that is cached and return True; while any block is in use, do nothing and return False."""
+        """Forget everything that is cached and return True; while any block is in use, do nothing and return False.
+
+        The free queue stays as it is.
+        """
         # YOUR CODE HERE
         raise NotImplementedError()
 
@@ -691,8 +718,12 @@ pool.free_blocks(blocks)
 pool.touch([pool.get_cached_block(None, [65, 66, 67, 68])])
 print(blocks, pool.get_new_blocks(3), f"{pool.usage():.0%} in use")
 
-
 # %%
+import random
+
+import matplotlib.pyplot as plt
+
+
 def found_share(num_blocks: int, block_size: int = 16) -> float:
     """Share of full prompt blocks that 200 requests, four at a time, find in the pool."""
     pool, running, found, looked = BlockPool(num_blocks, block_size), [], 0, 0
@@ -724,5 +755,6 @@ plt.figure(figsize=(6, 3))
 plt.plot(sizes, [100 * found_share(size) for size in sizes], "o-")
 plt.xlabel("blocks in the pool")
 plt.ylabel("blocks found (%)")
+plt.ylim(bottom=0)
 plt.title("Prefix caching needs room to remember")
 plt.show()

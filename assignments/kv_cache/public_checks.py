@@ -152,7 +152,7 @@ def show_gib(value: int) -> str:
 def test_length_examples(submission):
     """The requests may be as long as their equal share of the blocks, and no longer than the limit.
 
-    Hint: Divide the blocks among the requests first, then turn whole blocks into tokens.
+    Hint: How many blocks may one request have? The answer is the longest length that needs no more, up to the limit.
     """
     smollm2 = model(submission, 30, **SMOLLM2)
     budget = submission.MemoryBudget(GIB, 1.0, 0, 0)
