@@ -1,0 +1,65 @@
+"""`check("task")` in a real kernel."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+from typing import Any
+
+import nbformat
+from nbclient import NotebookClient
+
+from autograder import corpus, suite
+
+NAME = "kv_cache"
+
+
+def execute(folder: Path, notebook: Any) -> dict[str, Any]:
+    """Run the notebook's cells up to the first check in `folder`; the outputs of that check's cell, by mime type."""
+    last = next(number for number, cell in enumerate(notebook.cells) if "check" in cell.metadata)
+    notebook.cells = notebook.cells[: last + 1]
+    client = NotebookClient(notebook, timeout=60, allow_errors=True, resources={"metadata": {"path": str(folder)}})
+    client.execute()
+    (output,) = notebook.cells[-1].outputs
+    assert output.output_type == "execute_result", output
+    return dict(output.data)
+
+
+def fetched(folder: Path, answers: dict[str, str]) -> Any:
+    """A fetched assignment whose notebook holds `answers`."""
+    shutil.copytree(suite.repository() / "assignments" / NAME, folder)
+    made = corpus.notebook(NAME, answers)
+    nbformat.write(made, folder / f"{NAME}.ipynb")
+    return made
+
+
+def test_the_cell_shows_the_same_table_as_the_command(tmp_path: Path) -> None:
+    """A solved task shows its public points as text and as HTML, once, and says which file was read."""
+    made = fetched(tmp_path / NAME, corpus.reference(NAME).answers)
+    data = execute(tmp_path / NAME, made)
+    assert "3 of 3 public points" in data["text/plain"]
+    assert f"read {NAME}.ipynb" in data["text/plain"]
+    assert "3 of 3 points" in data["text/html"]
+    assert "✓ PASSED" in data["text/html"]
+    sentence = "Each layer stores one key and one value per KV head"
+    assert sentence in data["text/plain"]
+    assert sentence in data["text/html"]
+
+
+def test_a_cell_that_was_run_and_not_saved_is_told(tmp_path: Path) -> None:
+    """The file still holds the stub, the kernel ran a solution: the student is told to save instead of being misled."""
+    made = fetched(tmp_path / NAME, corpus.reference(NAME).answers)
+    shutil.copy(suite.repository() / "assignments" / NAME / f"{NAME}.ipynb", tmp_path / NAME)
+    data = execute(tmp_path / NAME, made)
+    assert "Save (Ctrl+S), check again" in data["text/plain"]
+    assert "Not implemented yet" in data["text/html"]
+
+
+def test_what_cannot_be_checked_is_said_in_a_sentence(tmp_path: Path) -> None:
+    """An unknown task, and a notebook outside its folder, give no traceback."""
+    made = fetched(tmp_path / NAME, corpus.reference(NAME).answers)
+    check = next(cell for cell in made.cells if "check" in cell.metadata)
+    check.source = 'from autograder import check\n\ncheck("nonsense")'
+    assert "There is no task 'nonsense'" in execute(tmp_path / NAME, made)["text/plain"]
+    check.source = 'import os; os.chdir("/")\nfrom autograder import check\n\ncheck("BlockPool")'
+    assert "holds no manifest.json" in execute(tmp_path / NAME, made)["text/plain"]
