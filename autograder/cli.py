@@ -23,8 +23,9 @@ import platformdirs
 import typer
 from rich.console import Console
 from rich.markup import escape
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.table import Table
+
+from autograder.progress import Steps
 
 __all__ = ["main"]
 
@@ -43,51 +44,6 @@ STOPPED = "Stopped. What was finished is kept; the same command goes on from the
 
 Course = Annotated[Path, typer.Option("--course", help="The nbgrader course's folder, or one inside it.")]
 Plain = Annotated[bool, typer.Option("--plain", help="Lines instead of a progress bar, for logs.")]
-
-
-class Steps:
-    """Progress of a long command: a bar on a terminal, a line per finished item elsewhere.
-
-    Refreshed by hand: a refreshing thread could hold a lock while a judge is forked.
-    """
-
-    def __init__(self, *, plain: bool) -> None:
-        self.plain = plain or not console.is_terminal
-        self.progress = Progress(
-            SpinnerColumn(), TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(),
-            TimeRemainingColumn(), console=console, auto_refresh=False, transient=True,
-        )  # fmt: skip
-
-    @contextlib.contextmanager
-    def step(self, title: str, total: int) -> Iterator[StepProgress]:
-        """One step of `total` items."""
-        started = time.monotonic()
-        if self.plain:
-            console.print(f"{title} ...", highlight=False)
-            yield StepProgress(self, None, total)
-        else:
-            with self.progress:
-                task = self.progress.add_task(title, total=total)
-                self.progress.refresh()
-                yield StepProgress(self, task, total)
-                self.progress.remove_task(task)
-        console.print(f"{title}: {total} in {time.monotonic() - started:.1f} s", highlight=False)
-
-
-class StepProgress:
-    """Where a step stands."""
-
-    def __init__(self, steps: Steps, task: object, total: int) -> None:
-        self.steps, self.task, self.total, self.count = steps, task, total, 0
-
-    def advance(self, text: str) -> None:
-        """One item is done."""
-        self.count += 1
-        if self.task is None:
-            console.print(f"  {self.count}/{self.total} {text}", highlight=False, markup=False, soft_wrap=True)
-        else:
-            self.steps.progress.advance(self.task)  # type: ignore[arg-type]
-            self.steps.progress.refresh()
 
 
 def _stop(text: object, code: int = 1) -> NoReturn:
@@ -213,7 +169,7 @@ def grade(
 
         outcome = run.grade_course(
             name, course, students=student or [], force=force, isolation=isolation, enter=import_, workers=workers,
-            steps=Steps(plain=plain),
+            steps=Steps(console, plain=plain),
         )  # fmt: skip
     run.print_grades(outcome, console)
     raise typer.Exit(outcome.code)
@@ -222,14 +178,14 @@ def grade(
 @app.command()
 def corpus(
     name: Annotated[str, typer.Argument(help="The assignment.")],
-    isolation: Annotated[str, typer.Option("--isolation", help="Lowest level accepted: sandbox or process.")] = "sandbox",
+    isolation: Annotated[str, typer.Option("--isolation", help="Lowest level accepted: sandbox, landlock or process.")] = "sandbox",
     plain: Plain = False,
 ) -> None:
     """Grade right, wrong and hostile submissions and compare with what their heads say."""
     from autograder import run
 
     with _sentences():
-        found = run.grade_corpus(name, isolation=isolation, steps=Steps(plain=plain))
+        found = run.grade_corpus(name, isolation=isolation, steps=Steps(console, plain=plain))
     for complaint in found.complaints:
         console.print(f"[red]✗[/red] {escape(complaint)}", highlight=False)
     console.print(
@@ -243,14 +199,14 @@ def corpus(
 @app.command()
 def demo(
     folder: Annotated[Path | None, typer.Option("--folder", help="Where to make the course; a temporary folder by default.")] = None,
-    isolation: Annotated[str, typer.Option("--isolation", help="Lowest level accepted: sandbox or process.")] = "sandbox",
+    isolation: Annotated[str, typer.Option("--isolation", help="Lowest level accepted: sandbox, landlock or process.")] = "sandbox",
     plain: Plain = False,
 ) -> None:
     """The whole way on your machine: release, submit, collect, grade, gradebook, feedback, for a class of eight."""
     from autograder import demo as show
 
     with _sentences():
-        raise typer.Exit(show.run_demo(folder, isolation, Steps(plain=plain), console))
+        raise typer.Exit(show.run_demo(folder, isolation, Steps(console, plain=plain), console))
 
 
 @app.command()

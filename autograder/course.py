@@ -91,7 +91,8 @@ def load_config(folder: Path) -> Config:
     try:
         config = PyFileConfigLoader(CONFIG, path=str(folder)).load_config()
     except Exception as error:  # the file is a program: it can raise anything
-        raise CourseError(f"{folder / CONFIG} cannot be loaded: {type(error).__name__}: {error}. Mend the file.") from error
+        why = f"{type(error).__name__}: {error}"
+        raise CourseError(f"{folder / CONFIG} cannot be loaded: {why}. Mend the file.") from error
     config.CourseDirectory.root = str(folder.resolve())
     return config
 
@@ -105,7 +106,7 @@ def require_ours(folder: Path) -> None:
     configured = load_config(folder).Autograde.get("autograde_preprocessors", [])
     if preprocessors.EnterResults not in configured or Execute in configured:
         raise CourseError(
-            f"{folder / CONFIG} does not use autograder's results: with it nbgrader would execute the notebooks themselves. "
+            f"{folder / CONFIG} does not use autograder's results: with it nbgrader would execute the notebooks. "
             "Add to it: from autograder.course import configure; configure(c)"
         )
 

@@ -13,9 +13,7 @@ from traitlets.config import Config
 
 from autograder.errors import AutograderError
 from autograder import build, corpus, course, run, suite
-
-if TYPE_CHECKING:
-    from autograder.cli import Steps
+from autograder.progress import Steps
 
 __all__ = ["run_demo"]
 

@@ -62,5 +62,5 @@ def _isolation() -> Line:
     if found.refused:
         means += f". Refused: {'; '.join(found.refused)}"
     if found.level < 3:
-        means = f"grading for marks is refused unless `--isolation process` accepts it. {means}"
+        means = f"grading for marks is refused unless `--isolation landlock` (level 1) or `--isolation process` (level 0) accepts it. {means}"
     return Line("isolation", found.level >= 3, f"{found.name} (level {found.level})", means)

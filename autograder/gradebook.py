@@ -44,7 +44,7 @@ class Entered:
 
 
 def recorded(folder: Path, name: str) -> dict[str, Recorded]:
-    """The gradebook's state of assignment `name`, by student; without those that have no score yet. Raises `CourseError`."""
+    """What the gradebook says of assignment `name`, by student; nobody without a score. Raises `CourseError`."""
     try:
         return _recorded(folder, name)
     except SQLAlchemyError as error:
@@ -78,7 +78,13 @@ def _recorded(folder: Path, name: str) -> dict[str, Recorded]:
 
 
 def enter(
-    folder: Path, name: str, graded: Iterable[Graded], isolation: str, done: Callable[[Entered], bool], *, force: bool = False
+    folder: Path,
+    name: str,
+    graded: Iterable[Graded],
+    isolation: str,
+    done: Callable[[Entered], bool],
+    *,
+    force: bool = False,
 ) -> None:
     """Run nbgrader's own autograde for every grade that the gradebook does not hold yet.
 
@@ -108,7 +114,8 @@ def _obstacle(submitted: Path, name: str) -> str:
     """Why nbgrader could not enter this submission, if it could not."""
     student = submitted.parent.name
     if student != student.strip() or set("[]*?") & set(student):
-        return "nbgrader takes the name for a pattern or cuts its spaces, and finds nobody. Rename the folder, then grade again."
+        why = "nbgrader takes the name for a pattern or cuts its spaces, and finds nobody."
+        return f"{why} Rename the folder, then grade again."
     if not (submitted / f"{name}.ipynb").is_file():
         return (
             f"Only {name}.py was handed in, and nbgrader enters notebooks. Make one from it, then grade again: "
@@ -146,10 +153,15 @@ def _db_url(folder: Path) -> str:
 
 
 def _reason(log: str) -> str:
-    """What went wrong, from nbgrader's log with its tracebacks: the text of the last exception that is not nbgrader's summary."""
-    raised = re.findall(r"^(?:\w+\.)*(\w*(?:Error|Exception|Withheld|Interrupt|Missing\w+)): ?(.*)$", log, re.MULTILINE)
+    """What went wrong, from nbgrader's log with its tracebacks: the last exception that is not nbgrader's summary."""
+    kinds = r"\w*(?:Error|Exception|Withheld|Interrupt|Missing\w+)"
+    raised = re.findall(rf"^(?:\w+\.)*({kinds}): ?(.*)$", log, re.MULTILINE)
     said = [(kind, text) for kind, text in raised if not text.startswith("Please see the")]
     if not said:
         return "nbgrader gave no reason; its log is shown by `nbgrader autograde`."
-    kind, text = said[-1]
-    return text[:500] if kind == "Withheld" else f"nbgrader failed with {kind}{': ' if text else ''}{text[:500]}"
+    kind, text = map(str, said[-1])
+    if kind == "Withheld":
+        return text[:500]
+    absent = text.startswith("No assignment with ID")
+    remedy = "Put it into the course: `autograder init`." if absent else "`nbgrader autograde` shows its whole log."
+    return f"nbgrader failed with {kind}{': ' if text else ''}{text[:500]}. {remedy}"

@@ -103,7 +103,9 @@ def stored(loaded: Suite, folder: Path, job: Job, minimum_level: int, tier: str 
     if result is None or result.isolation.level < minimum_level:
         return None
     found = (result.student, result.submission_hash, result.suite_hash)
-    if found != (job.student, job.submission.hash, loaded.hash) or any(each.outcome in PASSING for each in result.findings):
+    if found != (job.student, job.submission.hash, loaded.hash):
+        return None
+    if any(each.outcome in PASSING for each in result.findings):
         return None
     return _graded(loaded, result, fresh=False)
 
@@ -190,7 +192,7 @@ class Grader:
         return self.suite.assignment.check_s + SILENCE_S
 
     def _judge_and_exit(self, job: Job, seed: int, write: int, started: float, parent: int) -> None:
-        """In the forked judge: a line break per check as a sign of life, then findings as JSON, into the pipe. Does not return."""
+        """In the forked judge: into the pipe go signs of life, then findings as JSON. Does not return."""
         code = 1
         times = {"fork_s": time.monotonic() - started}
         try:
@@ -229,7 +231,7 @@ class Grader:
             if each.tries < JUDGE_TRIES and not self.stopping:
                 return None
             why = f"The judge failed {each.tries} times ({str(error)[:1500]}). "
-            why += "That is no fault of the submission. Run the same command again; `autograder doctor` looks at the machine."
+            why += "That is no fault of the submission. Run the same command again; `autograder doctor` tells of the machine."
             return Graded(each.job.student, None, None, why)
         isolation = self.sandbox.isolation
         result = Result(
@@ -320,7 +322,8 @@ def first_interrupt(stop: Callable[[], None]) -> Iterator[None]:
             raise KeyboardInterrupt
         asked = True
         stop()
-        os.write(2, b"\nFinishing what runs. Ctrl-C once more stops at once.\n")  # print may not be interrupted by itself
+        # not print, which may be what the signal interrupted
+        os.write(2, b"\nFinishing what runs. Ctrl-C once more stops at once.\n")
 
     before = signal.signal(signal.SIGINT, handle)
     try:

@@ -35,7 +35,7 @@ from autograder.errors import AutograderError
 from autograder import feedback, pair, results, suite
 from autograder.grade import score
 from autograder.results import Result
-from autograder.run import LEVELS
+from autograder.isolation import LEVELS
 from autograder.submission import UnreadableSubmission
 
 __all__ = ["AUTOGRADE", "SANITIZE", "EnterResults", "RestoreRelease", "Withheld"]
@@ -83,7 +83,7 @@ class RestoreRelease(NbGraderPreprocessor):
 class EnterResults(NbGraderPreprocessor):
     """Write points and findings of the stored result into the grade cells. Grades now if nothing is stored."""
 
-    isolation = Enum(("sandbox", "process"), "sandbox", help="Lowest isolation that a grade may be made with.").tag(config=True)
+    isolation = Enum(tuple(LEVELS), "sandbox", help="Lowest isolation that a grade may be made with.").tag(config=True)
 
     def preprocess(self, nb: Any, resources: Any) -> tuple[Any, Any]:
         name, student = resources["nbgrader"]["assignment"], resources["nbgrader"]["student"]
@@ -118,16 +118,26 @@ class EnterResults(NbGraderPreprocessor):
                     return file, result
             if attempt == 0:
                 reason = self._grade_now(name, student, course)
-        raise Withheld(f"No result is stored for {student}. {reason or f'Run `autograder grade {name}`, it says why.'}")
+        reason = reason or f"Run `autograder grade {name}`, it says why."
+        raise Withheld(f"No result is stored for {student}. {reason}")
 
     def _grade_now(self, name: str, student: str, course: Path) -> str:
-        """Grade in a process of its own: this one may be a server with threads, which must not be forked. Gives its complaint."""
-        command = [sys.executable, "-P", "-m", "autograder", "grade", name, f"--course={course}", f"--isolation={self.isolation}"]
-        command += ["--no-import", "--plain"]
+        """Grade in a process of its own: this one may be a server with threads, which must not be forked.
+
+        Gives what it says about the student.
+        """
+        command = [sys.executable, "-P", "-m", "autograder", "grade", name, f"--course={course}"]
+        command += [f"--isolation={self.isolation}", "--no-import", "--plain"]
         if _converter(self).coursedir.student_id != "*":
             command += [f"--student={student}"]
         done = subprocess.run(
-            command, stdin=subprocess.DEVNULL, capture_output=True, text=True, encoding="utf-8", errors="replace", check=False
+            command,
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            text=True,
+            encoding="utf-8",
+            errors="replace",
+            check=False,
         )
         said = (done.stdout + done.stderr).splitlines()
         return " ".join(line.partition(":")[2].strip() for line in said if line.startswith((f"{student}:", "autograder:")))

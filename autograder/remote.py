@@ -26,6 +26,28 @@ LOAD_S = 30.0
 """Seconds of wall time for loading a submission; a first `import torch` on a slow laptop takes ten."""
 
 
+class Function:
+    """A function of the submission, or a method of an object in its worker."""
+
+    def __init__(self, session: Callable[[], _Session], target: Handle | None, name: str) -> None:
+        self._session = session
+        self._target = target
+        self._name = name
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        return self._session().call(["call", self._target, self._name, list(args), kwargs])
+
+    def each(self, calls: Sequence[tuple[Any, ...]]) -> list[Any]:
+        """Call it once for each tuple of arguments, all in one message: a message costs more than a short call.
+
+        The limit of one call holds for all of them; the first one that raises ends them.
+        """
+        values = self._session().call(["each", self._target, self._name, [list(args) for args in calls]])
+        if type(values) is not list or len(values) != len(calls):
+            raise self._session().broken("sent another number of answers than there were calls")
+        return values
+
+
 class Handle:
     """An object or function that stays in the worker. Attribute access gives its methods."""
 
@@ -33,13 +55,13 @@ class Handle:
         self._session = session
         self._ref = ref
 
-    def __getattr__(self, name: str) -> Callable[..., Any]:
+    def __getattr__(self, name: str) -> Function:
         if name.startswith("__"):
             raise AttributeError(name)
-        return lambda *args, **kwargs: self._session.call(self, name, args, kwargs)
+        return Function(lambda: self._session, self, name)
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        return self._session.call(self, None, args, kwargs)
+        return self._session.call(["call", self, None, list(args), kwargs])
 
     @property
     def _type_name(self) -> str:
@@ -81,10 +103,10 @@ class RunningSubmission:
         self.times = {"worker_s": 0.0, "load_s": 0.0, "calls": 0.0}
         """What starting workers and loading the submission took, and how many messages were exchanged."""
 
-    def __getattr__(self, name: str) -> Callable[..., Any]:
+    def __getattr__(self, name: str) -> Function:
         if name.startswith("_"):
             raise AttributeError(name)
-        return lambda *args, **kwargs: self._ready().call(None, name, args, kwargs)
+        return Function(self._ready, None, name)
 
     def begin_check(self, deadline: Deadline) -> None:
         """A check begins: no call of it may last beyond `deadline`, and after a fault no further call is tried in it."""
@@ -154,10 +176,10 @@ class _Session:
         self.functions: list[Callable[..., Any]] = []
         self.dead = False
 
-    def call(self, target: Handle | None, name: str | None, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    def call(self, message: list[Any]) -> Any:
         if self.dead:
             raise SubmissionFault("lost an object: the process that held it ended in an earlier call")
-        return self.exchange(["call", target, name, list(args), kwargs])
+        return self.exchange(message)
 
     def exchange(self, message: list[Any], deadline: Deadline | None = None) -> Any:
         """Send, answer the worker's calls of our functions, and return the value of the reply."""

@@ -18,16 +18,15 @@ from rich.table import Table
 from autograder import corpus, results, suite
 from autograder.feedback import points_text
 from autograder.grading import Graded, Grader, Job, discover, first_interrupt, stored
+from autograder.isolation import LEVELS
+from autograder.progress import Steps
 from autograder.sandbox import Sandbox, SandboxUnavailable, best_sandbox
 
 if TYPE_CHECKING:
-    from autograder.cli import Steps
     from autograder.gradebook import Entered, Recorded
 
-__all__ = ["LEVELS", "CorpusRun", "CourseRun", "grade_corpus", "grade_course", "print_grades"]
+__all__ = ["CorpusRun", "CourseRun", "grade_corpus", "grade_course", "print_grades"]
 
-LEVELS = {"sandbox": 3, "process": 0}
-"""Lowest isolation level that each word of `--isolation` accepts."""
 
 
 @dataclass(frozen=True)
@@ -228,6 +227,7 @@ def grade_corpus(name: str, *, isolation: str, steps: Steps) -> CorpusRun:
 def _sandbox(loaded: suite.Suite, minimum: int) -> Iterator[Sandbox]:
     sandbox = best_sandbox(loaded.assignment.preload, minimum)
     try:
+        sandbox.self_test()
         yield sandbox
     finally:
         sandbox.close()
@@ -276,7 +276,7 @@ def _locked(folder: Path) -> int:
         folder.mkdir(parents=True, exist_ok=True)
         folder.chmod(0o700)
         file = os.open(folder / ".lock", os.O_RDWR | os.O_CREAT, 0o600)
-        with contextlib.suppress(ImportError):  # without flock there are no namespaces either: only self-checks run there
+        with contextlib.suppress(ImportError):  # where flock is not there are no namespaces: nothing is graded for marks
             import fcntl
 
             try:

@@ -1,8 +1,10 @@
 """A worker without walls (level 0): a process of its own, started, not forked, on Linux, macOS and Windows.
 
-Covered: a crash or a call of `exit` ends the worker only; limits where the system has them (CPU time, private memory,
-file size).
-Not covered: everything else. Student code reads and writes whatever the user can. For self-checks, never for marks.
+Covered:
+- crashes: and calls of `exit` end the worker only
+- limits: CPU time, private memory and file size, where the system has them
+Not covered:
+- everything else: student code reads, writes and ends whatever the user can; for self-checks, never for marks
 """
 
 from __future__ import annotations
@@ -60,6 +62,10 @@ def main(config_text: str) -> NoReturn:
         else:
             sock = socket.socket(fileno=config["descriptor"])
         sys.path[:0] = config["import_paths"]
+        if sys.platform == "linux":
+            from autograder.worker import walls
+
+            walls.set_parent_death_signal()  # student code that loops would outlive a killed judge
         serve = load(config["serve"])
         _set_limits(config["limits"])
     except BaseException:

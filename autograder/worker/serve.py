@@ -5,6 +5,7 @@ Messages from the judge, each answered by one `value` or `raised`:
     load      [[cell name, source], ...]     execute the cells in one module; a failing cell stops no other
     describe  name                           what the module binds to that name, and its parameters
     call      target, name, args, kwargs     call a function of the module, or a method of an object kept here
+    each      target, name, [args, ...]      the same once for each list of arguments
 
 While a call runs, student code that calls a function of the judge's sends `invoke` and waits for the answer.
 """
@@ -52,6 +53,7 @@ class _Server:
 
     def run(self) -> None:
         handlers: dict[str, Callable[..., Any]] = {"load": self.load, "describe": self.describe, "call": self.call}
+        handlers["each"] = self.each
         while True:
             try:
                 kind, *arguments = self.wire.receive(self.decode, FOREVER)
@@ -113,6 +115,9 @@ class _Server:
                 raise NameError(f"name {name!r} is not defined")
             return self.module.__dict__[name](*args, **kwargs)
         return getattr(target, name)(*args, **kwargs)
+
+    def each(self, target: Any, name: str, calls: list[list[Any]]) -> list[Any]:
+        return [self.call(target, name, args, {}) for args in calls]
 
     def invoke(self, number: int, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """Call a function that runs in the judge."""

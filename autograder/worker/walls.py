@@ -4,12 +4,22 @@ Outer wall, once per zygote: `outer_namespaces`, then in a fork `build_root` and
 Inner wall, per submission, in a fork with one thread: `worker_namespaces`, then in its fork `enter_worker`, which forks
 once more: process 1 of the new namespace reaps, process 2 is the worker.
 
-Covered: files (only the given paths, read-only), network, abstract Unix sockets, shared memory of others, sight of and
-signals to other processes, set-uid programs, capabilities, left-over processes, bytes and number of scratch files,
-memory and CPU time per process, number of processes and threads, core dumps, the system calls that `seccomp` denies.
-Not covered: the kernel's own faults; Landlock (a second line for files); cgroup limits, so CPU time counts per process
-and the memory of all processes together is watched by the zygote, not bounded by the kernel; buffers of sockets; GPUs,
-which are not passed through. Loopback is down. As root: files that only root can read stay unreadable for the worker.
+Covered:
+- files: only the given paths, read-only; a second time by Landlock where the kernel has it
+- network: none, loopback is down; abstract Unix sockets of others are out of reach
+- other processes: neither seen nor signalled
+- shared memory: of others is out of reach; the worker's own /dev/shm vanishes with it
+- privileges: no capabilities, no set-uid programs, no further namespaces or mounts
+- leftovers: processes end with the worker, whatever they did to leave it
+- limits: memory and CPU time per process, number of processes and threads, bytes and number of scratch files
+- devices: the few harmless ones, and those of a GPU where asked for
+Not covered:
+- kernel faults: host and worker share one kernel
+- cgroups: seldom to be had, so CPU time counts per process, and the memory of all processes together is watched by the
+  zygote, not bounded by the kernel
+- socket buffers: memory that no limit counts
+- GPU memory: is not limited; and as CUDA reserves address space at will, with GPUs the host's memory is watched only
+- files of root: what only root can read stays unreadable for the worker of a grader that is root
 """
 
 from __future__ import annotations
@@ -22,15 +32,16 @@ import socket
 import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
 
-from autograder.worker import seccomp
+from autograder.worker import landlock, seccomp
 
-__all__ = ["WallError", "build_root", "close_all_but", "drop_privileges", "enter_worker"]
-__all__ += ["outer_namespaces", "set_parent_death_signal", "worker_namespaces"]
+__all__ = ["WallError", "build_root", "call", "close_all_but", "drop_privileges", "enter_worker", "inside"]
+__all__ += ["outer_namespaces", "set_limits", "set_parent_death_signal", "worker_namespaces"]
 
 NEWNS, NEWCGROUP, NEWUTS, NEWIPC = 0x20000, 0x2000000, 0x4000000, 0x8000000
 NEWUSER, NEWPID, NEWNET = 0x10000000, 0x20000000, 0x40000000
 RDONLY, NOSUID, NODEV, NOEXEC, BIND, REC, PRIVATE = 1, 2, 4, 8, 0x1000, 0x4000, 1 << 18
 PR_SET_PDEATHSIG, PR_SET_DUMPABLE, PR_CAPBSET_DROP, PR_SET_NO_NEW_PRIVS, PR_CAP_AMBIENT = 1, 4, 24, 38, 47
+PR_SET_CHILD_SUBREAPER = 36
 SIGKILL = 9
 STUDENT = 1000
 """User and group id that student code sees; the same on every machine."""
@@ -62,7 +73,7 @@ _libc = ctypes.CDLL(None, use_errno=True) if sys.platform == "linux" else None
 _ARM = os.uname().machine == "aarch64" if sys.platform != "win32" else False
 
 
-def _call(step: str, name: str, *arguments: int | bytes | ctypes.Array[ctypes.c_char] | None) -> int:
+def call(step: str, name: str, *arguments: int | bytes | ctypes.Array[ctypes.c_char] | None) -> int:
     """Call libc's function `name`. Raises WallError naming `step`."""
     if _libc is None:
         raise WallError(step, 38)
@@ -75,26 +86,24 @@ def _call(step: str, name: str, *arguments: int | bytes | ctypes.Array[ctypes.c_
 
 def _mount(source: str, target: str, kind: str | None, flags: int, data: str = "") -> None:
     kind_bytes = kind.encode() if kind else None
-    _call(
-        f"mount {target}", "mount", os.fsencode(source), os.fsencode(target), kind_bytes, flags, data.encode() or None
-    )
+    call(f"mount {target}", "mount", os.fsencode(source), os.fsencode(target), kind_bytes, flags, data.encode() or None)
 
 
 def _restrict_mount(target: str, flags: int, *, recursive: bool) -> None:
     """Add mount flags; the ones already there, which the kernel may have locked, stay. Needs Linux 5.12."""
     attributes = ctypes.create_string_buffer(flags.to_bytes(8, sys.byteorder) + bytes(24), 32)
     step, mount_setattr, from_here = f"make {target} read-only", 442, -100
-    _call(step, "syscall", mount_setattr, from_here, os.fsencode(target), 0x8000 if recursive else 0, attributes, 32)
+    call(step, "syscall", mount_setattr, from_here, os.fsencode(target), 0x8000 if recursive else 0, attributes, 32)
 
 
 def _unshare(step: str, flags: int) -> None:
-    _call(step, "unshare", flags)
+    call(step, "unshare", flags)
 
 
 def _new_user_namespace(more: int) -> None:
     """Enter a new user namespace, together with the namespaces `more`, as the one user `STUDENT`."""
     uid, gid = os.getuid(), os.getgid()
-    _call("keep /proc/self ours", "prctl", PR_SET_DUMPABLE, 1, 0, 0, 0)  # lost at setresuid; needed to write the maps
+    call("keep /proc/self ours", "prctl", PR_SET_DUMPABLE, 1, 0, 0, 0)  # lost at setresuid; needed to write the maps
     _unshare("new user namespace", NEWUSER | more)
     for name, text in (("setgroups", "deny"), ("uid_map", f"{STUDENT} {uid} 1"), ("gid_map", f"{STUDENT} {gid} 1")):
         try:
@@ -123,7 +132,7 @@ def outer_namespaces() -> bool:
     return False
 
 
-def _inside(path: str, folders: Iterable[str]) -> bool:
+def inside(path: str, folders: Iterable[str]) -> bool:
     return any(path == folder or path.startswith(folder.rstrip("/") + "/") for folder in folders)
 
 
@@ -138,7 +147,7 @@ def _bind(source: str, target: str, flags: int) -> None:
     _restrict_mount(target, flags, recursive=True)
 
 
-def build_root(read_only: Sequence[str], hide: Sequence[str]) -> tuple[str, ...]:
+def build_root(read_only: Sequence[str], hide: Sequence[str], devices: Sequence[str] = ()) -> tuple[str, ...]:
     """Replace the root by one that holds `read_only` and the system's own folders; gives the names of the walls.
 
     Folders in `hide` come out empty but for what `read_only` names inside them. Paths that do not exist are left out.
@@ -152,7 +161,7 @@ def build_root(read_only: Sequence[str], hide: Sequence[str]) -> tuple[str, ...]
     # The new root grows on /tmp and then becomes "/", which uncovers the host's /tmp below OLD: a venv may lie there.
     _mount("tmpfs", "/tmp", "tmpfs", NOSUID | NODEV, "mode=0755,size=16m")
     os.mkdir("/tmp" + OLD)
-    _call("new root", "syscall", 41 if _ARM else 155, b"/tmp", os.fsencode("/tmp" + OLD))
+    call("new root", "syscall", 41 if _ARM else 155, b"/tmp", os.fsencode("/tmp" + OLD))
     os.chdir("/")
     for path, target in links.items():
         os.symlink(target, path)
@@ -160,21 +169,21 @@ def build_root(read_only: Sequence[str], hide: Sequence[str]) -> tuple[str, ...]
 
     def bind_all(paths: Iterable[str]) -> None:
         for path in sorted(paths):  # parents first
-            if path not in links and not _inside(path, bound):
+            if path not in links and not inside(path, bound):
                 _bind(OLD + wanted[path], path, RDONLY | NOSUID | NODEV)
                 bound.append(path)
 
-    bind_all(path for path in wanted if not _inside(path, hide))
+    bind_all(path for path in wanted if not inside(path, hide))
     for folder in hide:
-        if _inside(folder, bound):
+        if inside(folder, bound):
             _mount("tmpfs", folder, "tmpfs", NOSUID | NODEV, "mode=0755,size=1m")
-            bound = [path for path in bound if not _inside(folder, [path])]
-    bind_all(path for path in wanted if _inside(path, hide))
+            bound = [path for path in bound if not inside(folder, [path])]
+    bind_all(path for path in wanted if inside(path, hide))
     for folder in hide:
         if os.path.ismount(folder):
             _restrict_mount(folder, RDONLY, recursive=False)
 
-    for path in DEVICES:
+    for path in (*DEVICES, *devices):
         _bind(OLD + path, path, RDONLY | NOSUID | NOEXEC)
     for name, number in (("fd", ""), ("stdin", "/0"), ("stdout", "/1"), ("stderr", "/2")):
         os.symlink(f"/proc/self/fd{number}", f"/dev/{name}")
@@ -191,7 +200,7 @@ def build_root(read_only: Sequence[str], hide: Sequence[str]) -> tuple[str, ...]
         _mount("proc", "/proc", "proc", NOSUID | NODEV | NOEXEC)
     except WallError:  # a container that masks parts of /proc; the inner wall then covers it all
         _mount(OLD + "/proc", "/proc", None, BIND | REC)
-    _call("leave the old root", "umount2", OLD.encode(), 2)
+    call("leave the old root", "umount2", OLD.encode(), 2)
     os.rmdir(OLD)
     _restrict_mount("/", RDONLY | NOSUID | NODEV, recursive=False)
     return ("private read-only root",)
@@ -199,30 +208,30 @@ def build_root(read_only: Sequence[str], hide: Sequence[str]) -> tuple[str, ...]
 
 def drop_privileges(uid: int | None) -> None:
     """Give up every capability for good, and become user and group `uid` where one is given. Raises WallError."""
-    _call("no new privileges", "prctl", PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0)
+    call("no new privileges", "prctl", PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0)
     with contextlib.suppress(WallError):  # ends with EINVAL after the last capability that this kernel knows
         for capability in range(64):
-            _call("drop capabilities", "prctl", PR_CAPBSET_DROP, capability, 0, 0, 0)
-    _call("clear ambient capabilities", "prctl", PR_CAP_AMBIENT, 4, 0, 0, 0)
+            call("drop capabilities", "prctl", PR_CAPBSET_DROP, capability, 0, 0, 0)
+    call("clear ambient capabilities", "prctl", PR_CAP_AMBIENT, 4, 0, 0, 0)
     if uid is not None:
         os.setgroups([])
         os.setresgid(uid, uid, uid)
         os.setresuid(uid, uid, uid)
     version3 = (0x20080522).to_bytes(4, sys.byteorder) + bytes(4)
-    _call("drop capabilities", "capset", version3, bytes(24))
+    call("drop capabilities", "capset", version3, bytes(24))
     if _effective_capabilities():
         raise WallError("drop capabilities", 1)
 
 
 def _effective_capabilities() -> int:
     data = ctypes.create_string_buffer(24)
-    _call("read capabilities", "capget", (0x20080522).to_bytes(4, sys.byteorder) + bytes(4), data)
+    call("read capabilities", "capget", (0x20080522).to_bytes(4, sys.byteorder) + bytes(4), data)
     return int.from_bytes(data.raw[:12], sys.byteorder)
 
 
-def set_parent_death_signal() -> None:
-    """Die when the parent does. The kernel forgets this at setresuid."""
-    _call("tie to the parent", "prctl", PR_SET_PDEATHSIG, SIGKILL, 0, 0, 0)
+def set_parent_death_signal(number: int = SIGKILL) -> None:
+    """Get signal `number` when the parent dies. The kernel forgets this at setresuid."""
+    call("tie to the parent", "prctl", PR_SET_PDEATHSIG, number, 0, 0, 0)
 
 
 def close_all_but(keep: Iterable[int]) -> None:
@@ -230,7 +239,7 @@ def close_all_but(keep: Iterable[int]) -> None:
     close_range, first = 436, 0
     for descriptor in (*sorted(set(keep)), 0xFFFFFFFF):
         if descriptor > first:
-            _call("close descriptors", "syscall", close_range, first, descriptor - 1, 0)
+            call("close descriptors", "syscall", close_range, first, descriptor - 1, 0)
         first = descriptor + 1
 
 
@@ -240,7 +249,7 @@ def worker_namespaces() -> None:
 
 
 def enter_worker(
-    limits: Mapping[str, int], filter_program: bytes, reap: Callable[[int], None]
+    limits: Mapping[str, int], reap: Callable[[int], None], filter_program: bytes, devices: Sequence[str] = ()
 ) -> tuple[tuple[str, ...], tuple[str, ...]]:
     """As process 1 of the new pid namespace: raise all inner walls, fork, and return in the worker only.
 
@@ -258,40 +267,47 @@ def enter_worker(
     _mount("tmpfs", "/dev/shm", "tmpfs", NOSUID | NODEV, size)
     with open("/proc/self/statm") as file:  # before this /proc is covered
         mapped = int(file.read().split()[0]) * resource.getpagesize()
-    proc, refused = "fresh /proc", ""
+    proc, refused = "fresh /proc", []
     try:
         _mount("proc", "/proc", "proc", NOSUID | NODEV | NOEXEC | RDONLY)
     except WallError as error:
-        proc, refused = "empty /proc", f"fresh /proc: {error}"
+        proc, refused = "empty /proc", [f"fresh /proc: {error}"]
         _mount("tmpfs", "/proc", "tmpfs", NOSUID | NODEV | NOEXEC | RDONLY, "size=4k")
     os.chdir("/scratch")
-    _set_limits(limits, mapped)
+    processes = limits["processes"] + 2  # process 1 and its parent count too
+    set_limits({**limits, "processes": processes}, mapped, address_space=not devices)
     drop_privileges(None)
     try:
         seccomp.load(filter_program)
     except OSError as error:
         raise WallError("seccomp filter", error.errno or 0) from None
-    _call("close to others", "prctl", PR_SET_DUMPABLE, 0, 0, 0, 0)  # process 1 stays so: the worker cannot look into it
+    call("close to others", "prctl", PR_SET_DUMPABLE, 0, 0, 0, 0)  # process 1 stays so: the worker cannot look into it
     pid = os.fork()
     if pid:
         reap(pid)
         os._exit(0)
-    _call("open /proc/self", "prctl", PR_SET_DUMPABLE, 1, 0, 0, 0)
-    return ("own namespaces", proc, "scratch quota", "rlimits", "no capabilities", "seccomp"), (
-        refused,
-    ) if refused else ()
+    call("open /proc/self", "prctl", PR_SET_DUMPABLE, 1, 0, 0, 0)
+    raised = ["own namespaces", proc, "scratch quota", "rlimits", "no capabilities", "seccomp"]
+    try:
+        raised.append(landlock.restrict(["/"], ["/scratch", "/dev/shm"], [*DEVICES, *devices]))
+    except OSError as error:
+        refused.append(f"{error} (errno {error.errno})")
+    return tuple(raised), tuple(refused)
 
 
-def _set_limits(limits: Mapping[str, int], mapped: int) -> None:
-    address_space = mapped + limits["memory_bytes"]
+def set_limits(limits: Mapping[str, int], mapped: int, *, address_space: bool) -> None:
+    """Limit this process; its memory to `mapped` bytes more than asked for, if at all. Raises WallError."""
+    memory = mapped + limits["memory_bytes"]
     for what, soft, hard in (
         (resource.RLIMIT_CPU, limits["cpu_s"], limits["cpu_s"] + 1),  # SIGXCPU can be ignored, SIGKILL cannot
-        (resource.RLIMIT_AS, address_space, address_space),
+        (resource.RLIMIT_AS, memory, memory),
         (resource.RLIMIT_FSIZE, limits["scratch_bytes"], limits["scratch_bytes"]),
-        (resource.RLIMIT_NPROC, limits["processes"] + 2, limits["processes"] + 2),  # process 1 and its parent count too
+        (resource.RLIMIT_NPROC, limits["processes"], limits["processes"]),
         (resource.RLIMIT_NOFILE, 512, 512),
         (resource.RLIMIT_CORE, 1, 1),  # 0 still starts the host's core dump program, 1 byte does not
     ):
+        if what == resource.RLIMIT_AS and not address_space:
+            continue
         try:
             _, allowed = resource.getrlimit(what)
             hard = hard if allowed == resource.RLIM_INFINITY else min(hard, allowed)

@@ -2,15 +2,25 @@
 
     judge ─control─▶ launcher ─fork─▶ zygote (outer wall) ─fork─▶ keeper ─fork─▶ process 1 ─fork─▶ worker (inner wall)
 
+With namespaces (`walls`) process 1 is that of a pid namespace; without (`confine`) there is no outer wall, and it is a
+process like others that ends the worker at SIGTERM.
+
 The control socket (Unix SEQPACKET) carries the configuration, our "ready", then requests: JSON limits and the
 descriptors of the wire, the output pipe and the status socket. The *keeper* (trusted, outside the worker's pid
 namespace) takes one and reports on its status socket: `started` with a pidfd of process 1, or `failed` with errno and
 step (our fault), then `ended`. It ends the worker when the judge goes away or when the worker's processes together use
 too much memory.
 
-Covered: a worker that ends in any way, a judge that is killed, several judges on one control socket.
-Not covered: CUDA (a fork cannot use it); modules that start threads while they are imported (their number is reported);
-workers of one zygote share its string hash seed.
+Covered:
+- any end: of a worker, whichever, is reported and leaves the zygote as it was
+- dead judge: its workers end
+- several judges: forked from the one that made the sandbox, on one control socket
+- memory: of all of a worker's processes together, looked at every 0.1 s; where the kernel cannot, their number too
+Not covered:
+- CUDA: a fork cannot use it once the zygote has
+- threads: of modules that start some while they are imported may hang a worker; their number is reported
+- hash seed: of strings, is the same in all workers of one zygote
+- killed zygote: without namespaces its workers go on until their judge ends them
 """
 
 from __future__ import annotations
@@ -27,36 +37,52 @@ import signal
 import socket
 import sys
 import traceback
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any, NoReturn
 
-from autograder.worker import seccomp, walls
+from autograder.worker import confine, seccomp, selftest, walls
 from autograder.worker.__main__ import Serve, load, run
 
 __all__ = ["main", "serve_nothing"]
 
 WATCH_MS = 100
 """How often a worker's memory is looked at; a process fills about 0.3 GiB in that time."""
+Enter = Callable[[dict[str, Any], Callable[..., None]], tuple[tuple[str, ...], tuple[str, ...]]]
+"""Raises the walls around a worker, with its limits and what process 1 does meanwhile."""
 
 
 def main(control_fd: int) -> NoReturn:
     """Be the launcher: read the configuration, leave the host's namespaces, fork the zygote and wait for it."""
     control = socket.socket(fileno=control_fd)
     config = json.loads(control.recv(1 << 20))
+    confined, devices = bool(config["scratch"]), config["devices"]
     try:
-        ordinary = walls.NOBODY if walls.outer_namespaces() else None
+        if confined:
+            confine.start()
+            ordinary = None
+        else:
+            ordinary = walls.NOBODY if walls.outer_namespaces() else None
         pid = os.fork()
         if pid:
             control.close()
+            if confined:
+                confine.supervise(pid, config["scratch"])
             os._exit(os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) & 0xFF)
         walls.set_parent_death_signal()
-        raised = walls.build_root(config["read_only"], config["hide"])
-        walls.drop_privileges(ordinary)
-        walls.set_parent_death_signal()
+        raised: tuple[str, ...] = ()
+        enter: Enter
+        if confined:
+            paths = confine.readable(config["read_only"], config["hide"])
+            enter = partial(confine.enter_worker, paths=paths, devices=devices, scratch=config["scratch"])
+        else:
+            raised = walls.build_root(config["read_only"], config["hide"], devices)
+            walls.drop_privileges(ordinary)
+            walls.set_parent_death_signal()
+            enter = partial(walls.enter_worker, filter_program=seccomp.build(), devices=devices)
         sys.path[:0] = config["import_paths"]
         failed = _preload(config["preload"])
         serve = load(config["serve"])
-        filter_program = seccomp.build()
     except BaseException as error:
         _send(control, _failure(error))
         os._exit(1)
@@ -68,7 +94,7 @@ def main(control_fd: int) -> NoReturn:
         reading, taken = os.pipe()
         if os.fork() == 0:
             os.close(reading)
-            _keep(control, taken, serve, filter_program)
+            _keep(control, taken, serve, enter, confined)
         os.close(taken)
         if os.read(reading, 1) == b"q":
             os._exit(0)
@@ -103,19 +129,24 @@ def _failure(error: BaseException) -> dict[str, Any]:
     return {"state": "failed", "errno": getattr(error, "errno", None) or 0, "text": text}
 
 
-def _keep(control: socket.socket, taken: int, serve: Serve, filter_program: bytes) -> NoReturn:
+def _keep(control: socket.socket, taken: int, serve: Serve, enter: Enter, confined: bool) -> NoReturn:
     """Be the keeper of one worker: prepare it, wait for a request, start it, watch it, report its end."""
     failure: dict[str, Any] = {}
     first = 0
     line, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
     try:
         signal.signal(signal.SIGCHLD, signal.SIG_DFL)
-        walls.set_parent_death_signal()
-        walls.worker_namespaces()
+        if confined:
+            confine.start()
+            walls.set_parent_death_signal(0)  # it cleans up after its worker, then notices itself
+        else:
+            walls.set_parent_death_signal()
+            walls.worker_namespaces()
         first = os.fork()
         if first == 0:
             try:
-                _worker(theirs.fileno(), serve, filter_program)
+                walls.set_parent_death_signal(signal.SIGTERM if confined else signal.SIGKILL)
+                _worker(theirs.fileno(), serve, enter)
             finally:
                 traceback.print_exc()
                 os._exit(70)
@@ -133,14 +164,17 @@ def _keep(control: socket.socket, taken: int, serve: Serve, filter_program: byte
                 else:
                     _send(line, limits, descriptors)
                     walls.close_all_but([line.fileno(), status.fileno(), 2])
-                    _watch(limits, first, line, status)
+                    _watch(limits, first, line, status, signal.SIGTERM if confined else signal.SIGKILL)
             except BaseException as error:
                 _send(status, _failure(error))
     os._exit(0)  # and process 1 with us
 
 
-def _watch(limits: dict[str, int], first: int, line: socket.socket, status: socket.socket) -> None:
-    """Pass on what process 1 says and report the end of its last process; end them all for too much memory."""
+def _watch(limits: dict[str, int], first: int, line: socket.socket, status: socket.socket, stop: int) -> None:
+    """Pass on what process 1 says and report the end of its last process; end them all for too much memory.
+
+    Process 1 ends the worker, with all that it started, at signal `stop`.
+    """
     poll = select.poll()
     poll.register(line, select.POLLIN)
     poll.register(status, 0)  # tells of a hang-up only
@@ -150,7 +184,7 @@ def _watch(limits: dict[str, int], first: int, line: socket.socket, status: sock
     while True:
         events = dict(poll.poll(WATCH_MS))
         if status.fileno() in events:  # the judge is gone
-            os.kill(first, signal.SIGKILL)
+            os.kill(first, stop)
             break
         if line.fileno() in events:
             if not (data := line.recv(1 << 16)):
@@ -158,12 +192,17 @@ def _watch(limits: dict[str, int], first: int, line: socket.socket, status: sock
             messages.append(json.loads(data))
             if len(messages) == 1:
                 _send(status, messages[0], [os.pidfd_open(first)])
-        elif (
-            killed is None and _memory_of_descendants(limits["memory_bytes"] + shared) > limits["memory_bytes"] + shared
-        ):
-            killed = "memory"
-            os.kill(first, signal.SIGKILL)
+        elif killed is None:
+            memory, threads = _used_by_descendants(limits["memory_bytes"] + shared)
+            if memory > limits["memory_bytes"] + shared:
+                killed = "memory"
+            elif threads > limits["processes"]:
+                killed = "processes"
+            if killed:
+                os.kill(first, stop)
     os.waitpid(first, 0)  # returns when the last process of the namespace is gone
+    if stop != signal.SIGKILL:
+        confine.end_children()
     if not messages:
         _send(status, {"state": "failed", "errno": 0, "text": "it ended before it was ready"})
     end = messages[1] if len(messages) > 1 else {}
@@ -175,22 +214,26 @@ def _own_memory() -> int:
         return int(file.read().split()[1]) * resource.getpagesize()
 
 
-def _memory_of_descendants(enough: int) -> int:
-    """Bytes that all processes below this one use. Shared pages are divided up if the quick sum is over `enough`."""
+def _used_by_descendants(enough: int) -> tuple[int, int]:
+    """Bytes, and threads, of all processes below this one. Shared pages are divided up if the quick sum is `enough`."""
     parents: dict[int, int] = {}
+    threads: dict[int, int] = {}
     resident: dict[int, int] = {}
     for entry in os.listdir("/proc"):
         if entry.isdigit():
             with contextlib.suppress(OSError, ValueError, IndexError), open(f"/proc/{entry}/stat", "rb") as file:
                 fields = file.read().rpartition(b")")[2].split()
-                parents[int(entry)], resident[int(entry)] = int(fields[1]), int(fields[21]) * resource.getpagesize()
+                parents[int(entry)], threads[int(entry)] = int(fields[1]), int(fields[17])
+                resident[int(entry)] = int(fields[21]) * resource.getpagesize()
     me = int(os.readlink("/proc/self"))  # the number that this /proc knows us by
     ours = {me}
     while more := {pid for pid, parent in parents.items() if parent in ours} - ours:
         ours |= more
     below = [pid for pid in ours if me not in (pid, parents.get(pid))]  # without process 1, which only waits
     total = sum(resident.get(pid, 0) for pid in below)
-    return total if total <= enough else sum(_proportional(pid, resident.get(pid, 0)) for pid in below)
+    if total > enough:
+        total = sum(_proportional(pid, resident.get(pid, 0)) for pid in below)
+    return total, sum(threads.get(pid, 0) for pid in below)
 
 
 def _proportional(pid: int, otherwise: int) -> int:
@@ -202,13 +245,13 @@ def _proportional(pid: int, otherwise: int) -> int:
         return otherwise
 
 
-def _worker(line_fd: int, serve: Serve, filter_program: bytes) -> NoReturn:
+def _worker(line_fd: int, serve: Serve, enter: Enter) -> NoReturn:
     """Be process 1, then the worker: descriptors 0 to 3 are nothing, output, output and the wire."""
-    walls.set_parent_death_signal()
     walls.close_all_but([2, line_fd])
     line = socket.socket(fileno=line_fd)
     try:
         request, (wire, output), _, _ = socket.recv_fds(line, 1 << 16, 2)
+        limits = json.loads(request)
         moved = [os.open("/dev/null", os.O_RDONLY), output, output, wire, line.detach()]
         moved = [fcntl.fcntl(descriptor, fcntl.F_DUPFD_CLOEXEC, 16) for descriptor in moved]  # out of the way of 0 to 4
         for i, descriptor in enumerate(moved):
@@ -216,19 +259,21 @@ def _worker(line_fd: int, serve: Serve, filter_program: bytes) -> NoReturn:
         walls.close_all_but(range(5))
         line = socket.socket(fileno=4)
 
-        def reap(worker: int) -> None:
+        def reap(worker: int, ended: Callable[[], None] = lambda: None) -> None:
             walls.close_all_but([4])
-            while True:
-                pid, how, usage = os.wait4(-1, 0)
+            pid = 0
+            while pid != worker:
+                pid = info.si_pid if (info := os.waitid(os.P_ALL, 0, os.WEXITED | os.WNOWAIT)) else 0
                 if pid == worker:
-                    cpu_s, rss = usage.ru_utime + usage.ru_stime, usage.ru_maxrss << 10
-                    _send(line, {"status": how, "cpu_s": cpu_s, "max_rss_bytes": rss})
-                    os._exit(0)
+                    ended()
+                _, how, usage = os.wait4(pid, 0)
+            cpu_s, rss = usage.ru_utime + usage.ru_stime, usage.ru_maxrss << 10
+            _send(line, {"status": how, "cpu_s": cpu_s, "max_rss_bytes": rss})
 
-        raised, refused = walls.enter_worker(json.loads(request), filter_program, reap)
+        raised, refused = enter(limits, reap)
         _send(line, {"state": "started", "walls": raised, "refused": refused})
     except BaseException as error:
         _send(line, _failure(error))
         os._exit(1)
     line.close()
-    os._exit(run(serve, socket.socket(fileno=3)))
+    os._exit(run(selftest.serve if limits.get("self_test") else serve, socket.socket(fileno=3)))

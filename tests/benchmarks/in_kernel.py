@@ -27,7 +27,21 @@ class InKernel:
     def __getattr__(self, name: str) -> Callable[..., Any]:
         if name.startswith("_"):
             raise AttributeError(name)
-        return lambda *args, **kwargs: _call(self._get(name), args, kwargs)
+        return Function(self._get, name)
+
+
+class Function:
+    """A function of the student's, or a method of one of their objects."""
+
+    def __init__(self, get: Callable[[str], Any], name: str) -> None:
+        self._get = get
+        self._name = name
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        return _call(self._get(self._name), args, kwargs)
+
+    def each(self, calls: list[tuple[Any, ...]]) -> list[Any]:
+        return [self(*args) for args in calls]
 
 
 def _call(function: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:

@@ -378,7 +378,7 @@ class PoolWalk:
         expect_equal(self.pool.reset(), self.model.reset(), "What reset() returns")
 
     def agrees(self) -> None:
-        counts = [self.pool.ref_count(block) for block in range(self.num_blocks)]
+        counts = self.pool.ref_count.each([(block,) for block in range(self.num_blocks)])
         expect_equal(counts, [self.model.count(block) for block in range(self.num_blocks)], "The counts of all blocks")
         free = self.pool.num_free_blocks()
         expect_equal(free, len(self.model.free), "The number of free blocks")
@@ -386,9 +386,10 @@ class PoolWalk:
 
     def finds_everything(self) -> None:
         """Everything that was ever cached is found, in the right block, or not any more."""
-        for parent, tokens, extra in self.hashes:
-            found = self.pool.get_cached_block(parent, list(tokens), extra)
-            expect_equal(found, self.model.find((parent, tokens, extra)), "The block that get_cached_block finds")
+        looked_up = list(self.hashes)
+        blocks = self.pool.get_cached_block.each([(parent, list(tokens), extra) for parent, tokens, extra in looked_up])
+        for key, found in zip(looked_up, blocks, strict=True):
+            expect_equal(found, self.model.find(key), "The block that get_cached_block finds")
 
 
 def test_pool_agrees_with_model(submission, rng):
