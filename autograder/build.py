@@ -1,6 +1,6 @@
 """From `solutions/<name>.py` to `assignments/<name>/`: the one source of an assignment becomes its release.
 
-    solutions/<name>.py ─ source_notebook() ─▶ nbgrader's source/ ─ nbgrader generate_assignment ─▶ release/ ─▶ assignments/<name>/
+    solutions/<name>.py ─ read_source ─▶ nbgrader's source/ ─ nbgrader generate_assignment ─▶ release/ ─▶ assignments/<name>/
 
 Deterministic: equal input gives equal bytes, on every Python and in every time zone. Points come from the suite. Nothing that
 only the solution or the hidden checks say may stand in what is released; `build` refuses to write such a release.
@@ -29,8 +29,8 @@ from nbformat.v4 import new_code_cell, new_notebook
 from sqlalchemy.exc import SAWarning
 from traitlets.config import Config
 
-from autograder.errors import AutograderError
 from autograder import suite
+from autograder.errors import AutograderError
 from autograder.manifest import HELPERS, REST, Manifest, TaskEntry, digest
 from autograder.spec import Assignment
 from autograder.submission import Submission, read_notebook
@@ -97,7 +97,12 @@ def differences(name: str) -> list[str]:
     committed = suite.repository() / "assignments" / name
     with tempfile.TemporaryDirectory() as folder:
         built = build(name, Path(folder))
-        paths = {path.relative_to(root).as_posix() for root in (built, committed) for path in root.rglob("*") if path.is_file()}
+        paths = {
+            path.relative_to(root).as_posix()
+            for root in (built, committed)
+            for path in root.rglob("*")
+            if path.is_file()
+        }
         return [path for path in sorted(paths) if _bytes(built / path) != _bytes(committed / path)]
 
 
@@ -106,7 +111,9 @@ def read_source(name: str) -> Source:
     assignment = suite.load_assignment(name)
     path = suite.repository() / "solutions" / f"{name}.py"
     if not path.is_file():
-        raise BuildError(f"{path.name} is missing from solutions/. Every assignment has one solution file of its own name.")
+        raise BuildError(
+            f"{path.name} is missing from solutions/. Every assignment has one solution file of its own name."
+        )
     given_notebook = jupytext.read(path, fmt="py:percent")
     cells: list[Any] = []
     seen: dict[str, list[str]] = {key: [] for key in CELL_KEYS}
@@ -114,9 +121,13 @@ def read_source(name: str) -> Source:
         cell.metadata.pop("lines_to_next_cell", None)  # jupytext's own note on blank lines
         roles = [key for key in CELL_KEYS if key in cell.metadata]
         if unknown := set(cell.metadata) - set(CELL_KEYS):
-            raise BuildError(f"solutions/{name}.py, cell {number}: unknown head {sorted(unknown)}; known are {CELL_KEYS}.")
+            raise BuildError(
+                f"solutions/{name}.py, cell {number}: unknown head {sorted(unknown)}; known are {CELL_KEYS}."
+            )
         if len(roles) > 1 or "check" in roles:
-            raise BuildError(f"solutions/{name}.py, cell {number}: one role per cell, and no check cells (build adds them).")
+            raise BuildError(
+                f"solutions/{name}.py, cell {number}: one role per cell, and no check cells (build adds them)."
+            )
         if roles:
             seen[roles[0]].append(cell.metadata[roles[0]])
         made = _cell(cell, roles[0] if roles else None, len(cells))
@@ -196,7 +207,9 @@ def quiet_nbgrader() -> Iterator[io.StringIO]:
     os.environ["PATH"] = os.pathsep.join([sysconfig.get_path("scripts"), path])
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore", SAWarning)  # nbgrader 0.9 on SQLAlchemy 2: about when objects join a session
+            warnings.simplefilter(
+                "ignore", SAWarning
+            )  # nbgrader 0.9 on SQLAlchemy 2: about when objects join a session
             yield stream
     finally:
         os.environ["PATH"] = path
@@ -235,7 +248,14 @@ def _check_cell(assignment: Assignment, task: str, name: str) -> Any:
 
 def _nbgrader(grade_id: str, *, solution: bool, locked: bool) -> dict[str, Any]:
     """nbgrader's cell metadata, schema 3."""
-    return {"grade": False, "grade_id": grade_id, "locked": locked, "schema_version": 3, "solution": solution, "task": False}
+    return {
+        "grade": False,
+        "grade_id": grade_id,
+        "locked": locked,
+        "schema_version": 3,
+        "solution": solution,
+        "task": False,
+    }
 
 
 def _compare(name: str, assignment: Assignment, seen: dict[str, list[str]]) -> None:
@@ -271,9 +291,14 @@ def _with_stubs(manifest: Manifest, released: Submission) -> Manifest:
 def _refuse_leaks(source: Source, files: dict[str, str]) -> None:
     hidden = [check.name for check in source.assignment.checks if check.hidden]
     for file, text in files.items():
-        lines = {line.strip().removeprefix("# ").strip() for line in text.replace('\\n",', "\n").replace('"', "").splitlines()}
+        lines = {
+            line.strip().removeprefix("# ").strip()
+            for line in text.replace('\\n",', "\n").replace('"', "").splitlines()
+        }
         lines |= {line.strip() for line in text.splitlines()}
-        if leaked := [line for line in sorted(source.solution_lines) if line in lines or line.replace('"', "") in lines]:
+        if leaked := [
+            line for line in sorted(source.solution_lines) if line in lines or line.replace('"', "") in lines
+        ]:
             raise LeakError(f"The release file {file} shows a line of the solution: {leaked[0]!r}.")
         if named := [check for check in hidden if check in text]:
             raise LeakError(f"The release file {file} names the hidden check {named[0]}.")
@@ -292,7 +317,8 @@ def _bytes(path: Path) -> bytes | None:
 def _readme(source: Source) -> str:
     assignment, name = source.assignment, source.assignment.name
     rows = "\n".join(
-        f"| `{task.name}` | {task.title} | {task.minutes} min | {task.points} | {sum(task.public.values())} |" for task in assignment
+        f"| `{task.name}` | {task.title} | {task.minutes} min | {task.points} | {sum(task.public.values())} |"
+        for task in assignment
     )
     return f"""# {assignment.title}
 
@@ -307,11 +333,11 @@ Work in `{name}.ipynb` (JupyterLab) or in `{name}.py` (any editor): they are one
   It runs the public checks (`public_checks.py`, read them) on your machine; `--task NAME` runs those of one task, `--inline` runs
   your code in the same process, for breakpoints. Grading adds hidden checks of the same behaviour. One call of your code may take
   {assignment.call_s:g} s, one check {assignment.check_s:g} s.
-- **Both files changed?** Then `autograder check` stops, and `autograder sync FILE` makes FILE the one that counts. What it overwrites is
-  kept beside it as `.NAME.bak`. In JupyterLab, reload a notebook that was brought up to date before you go on (File, Reload).
+- **Both files changed?** Then `autograder check` stops, and `autograder sync FILE` makes FILE the one that counts. What it
+  overwrites is kept beside it as `.NAME.bak`. In JupyterLab, reload a notebook that was brought up to date before you go on (File, Reload).
 - **What is graded**: the cell of each task and the one cell "imports and helpers". Other cells are yours and never run when
-  grading, so import what your solution needs in the cell of helpers. A later task that calls an earlier one calls *your* earlier one.
-  Cells below an unsolved task fail until you solve it.
+  grading, so import what your solution needs in the cell of helpers. A later task that calls an earlier one calls *your*
+  earlier one. Cells below an unsolved task fail until you solve it.
 - **Hand in** with nbgrader (Assignments tab in JupyterLab, or `nbgrader submit {name}`).
 - `python -m gpu_env` prints what a question in the forum should say about your machine.
 """

@@ -113,15 +113,17 @@ def expect_close(value: Any, expected: float, what: str, *, rel: float = 1e-9) -
         fail(f"{what} is not what it should be.", value=value, expected=show(expected))
 
 
-def expect_raises(error: str, call: Callable[[], Any], what: str, *, naming: Container[str] | str = "") -> SubmissionRaised:
+def expect_raises(
+    error: str, call: Callable[[], Any], what: str, *, naming: Container[str] | str = ""
+) -> SubmissionRaised:
     """`call` must raise `error` (a class name, or the name of a base), with `naming` in its text. Returns what was raised."""
     try:
         value = call()
     except SubmissionRaised as raised:
         if error not in raised.mro:
-            raise CheckFailed(f"{what} must raise {error}.", f"{raised.type_name}: {raised.text}", error)
+            raise CheckFailed(f"{what} must raise {error}.", f"{raised.type_name}: {raised.text}", error) from None
         if isinstance(naming, str) and naming not in raised.text:
-            raise CheckFailed(f"{what} must raise {error} with a text that names {naming!r}.", raised.text, naming)
+            raise CheckFailed(f"{what} must raise {error} with a text that names {naming!r}.", raised.text, naming) from None
         return raised
     raise CheckFailed(f"{what} must raise {error}.", f"returned {show(value)}", error)
 

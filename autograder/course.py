@@ -8,8 +8,8 @@ from typing import Any
 from traitlets.config import Config
 from traitlets.config.loader import PyFileConfigLoader
 
-from autograder.errors import AutograderError
 from autograder import build, suite
+from autograder.errors import AutograderError
 
 __all__ = ["CONFIG", "CourseError", "api", "configure", "find", "init", "isolation", "load_config", "require_ours"]
 

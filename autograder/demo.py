@@ -5,14 +5,14 @@ from __future__ import annotations
 import tempfile
 import time
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import nbformat
 from rich.console import Console
 from traitlets.config import Config
 
-from autograder.errors import AutograderError
 from autograder import build, corpus, course, run, suite
+from autograder.errors import AutograderError
 from autograder.progress import Steps
 
 __all__ = ["run_demo"]
@@ -67,7 +67,9 @@ def run_demo(folder: Path | None, isolation: str, steps: Steps, console: Console
     by_student = {graded.student: graded for graded in outcome.graded}
     for student, entry in entries.items():
         console.print(f"{student} ({entry.kind}/{entry.name}): {pages[student]}", highlight=False, soft_wrap=True)
-        complaints += corpus.complaints(entry, by_student[student]) if student in by_student else [f"{student} was not graded"]
+        complaints += (
+            corpus.complaints(entry, by_student[student]) if student in by_student else [f"{student} was not graded"]
+        )
         book = outcome.book.get(student)
         expected = corpus.expected_points(entry, assignment)
         if book is None or book.total != expected:

@@ -35,7 +35,11 @@ class Line:
 def examine() -> Iterator[Line]:
     """Look at everything that grading needs, one after the other."""
     machine = device.describe()
-    yield Line("machine", True, f"{machine.cpu}, {machine.cores} cores, {(machine.memory_bytes or 0) / 2**30:.1f} GiB, {machine.python}")
+    yield Line(
+        "machine",
+        True,
+        f"{machine.cpu}, {machine.cores} cores, {(machine.memory_bytes or 0) / 2**30:.1f} GiB, {machine.python}",
+    )
     yield Line("tier", True, machine.tier, "; ".join(machine.reasons))
     for package, means in PACKAGES.items():
         version = machine.packages.get(package)
@@ -62,5 +66,5 @@ def _isolation() -> Line:
     if found.refused:
         means += f". Refused: {'; '.join(found.refused)}"
     if found.level < 3:
-        means = f"grading for marks is refused unless `--isolation landlock` (level 1) or `--isolation process` (level 0) accepts it. {means}"
+        means = f"grading is refused unless `--isolation landlock` (level 1) or `process` (level 0) accepts it. {means}"
     return Line("isolation", found.level >= 3, f"{found.name} (level {found.level})", means)

@@ -62,7 +62,9 @@ def rows(assignment: Assignment, findings: Iterable[Finding], task: str | None =
         if check is None or (task is not None and finding.task != task):
             continue
         points, _ = earned(check, by_check[check.name])
-        made.append(Row(finding.outcome, points, check.points, finding.sentence, tuple(_details(finding)), _untried(finding)))
+        made.append(
+            Row(finding.outcome, points, check.points, finding.sentence, tuple(_details(finding)), _untried(finding))
+        )
     return sorted(made, key=lambda row: row.outcome is Outcome.PASSED)
 
 
@@ -108,7 +110,13 @@ def findings_html(task: TaskScore, shown: Sequence[Row], remarks: Sequence[str],
 
 def _render(task: TaskScore, shown: Sequence[Row], remarks: Sequence[str], provenance: dict[str, str]) -> str:
     return _environment.get_template("task.html").render(
-        task=task, rows=shown, remarks=remarks, provenance=provenance, points=points_text, marks=MARKS, colours=HTML_COLOURS
+        task=task,
+        rows=shown,
+        remarks=remarks,
+        provenance=provenance,
+        points=points_text,
+        marks=MARKS,
+        colours=HTML_COLOURS,
     )
 
 

@@ -17,7 +17,18 @@ from pathlib import Path
 from types import TracebackType
 from typing import IO, Protocol, Self
 
-__all__ = ["GONE_S", "LEVELS", "ROOT", "SERVE", "Closing", "Isolation", "Limits", "Sandbox", "SandboxUnavailable", "Worker"]
+__all__ = [
+    "GONE_S",
+    "LEVELS",
+    "ROOT",
+    "SERVE",
+    "Closing",
+    "Isolation",
+    "Limits",
+    "Sandbox",
+    "SandboxUnavailable",
+    "Worker",
+]
 __all__ += ["python_command", "worker_environment", "worker_paths"]
 
 LEVELS = {"sandbox": 3, "landlock": 1, "process": 0}
@@ -59,7 +70,7 @@ class Isolation:
     refused: tuple[str, ...] = ()
 
 
-class SandboxUnavailable(RuntimeError):  # noqa: N818
+class SandboxUnavailable(RuntimeError):
     """No worker could be had. Our fault or the machine's, never the submission's: the grade is withheld."""
 
 

@@ -67,7 +67,9 @@ def judge(
         if times is not None:
             times.update(running.times)
     if plugin.errors or code not in ENDED:
-        raise SuiteError(f"The suite of {assignment.name} cannot be run (pytest: {code!r}). " + "\n".join(plugin.errors))
+        raise SuiteError(
+            f"The suite of {assignment.name} cannot be run (pytest: {code!r}). " + "\n".join(plugin.errors)
+        )
     return plugin.findings
 
 

@@ -18,7 +18,13 @@ from autograder.submission import UnreadableSubmission, defined
 
 __all__ = ["check"]
 
-PROVENANCE = {"submission": "of this notebook", "suite": "public checks", "isolation": "process only, self-check", "tier": "cpu", "framework": ""}
+PROVENANCE = {
+    "submission": "of this notebook",
+    "suite": "public checks",
+    "isolation": "process only, self-check",
+    "tier": "cpu",
+    "framework": "",
+}
 _executed: dict[str, tuple[str, float]] = {}
 """Source and time of the cells that this kernel executed since `autograder` was loaded, by cell id."""
 
@@ -33,7 +39,9 @@ class Shown:
     def _repr_html_(self) -> str:
         remarks = [f"read {self.found.read}", *self.notes, *self.found.remarks, *self.found.withheld]
         return "".join(
-            feedback.findings_html(task, feedback.rows(self.found.assignment, self.found.findings, task.task), remarks, PROVENANCE)
+            feedback.findings_html(
+                task, feedback.rows(self.found.assignment, self.found.findings, task.task), remarks, PROVENANCE
+            )
             for task in self.found.tasks
         )
 
@@ -58,7 +66,7 @@ class Problem:
 
 
 def check(task: str) -> Shown | Problem:
-    """Run the public checks of `task`. Looks at the notebook that this kernel belongs to, in the folder that it was fetched to."""
+    """Run the public checks of `task` on the notebook that this kernel belongs to, in the folder it was fetched to."""
     try:
         path = _notebook()
         newer, notes = _newer(path)
@@ -95,7 +103,9 @@ def _newer(path: Path) -> tuple[dict[str, str], list[str]]:
             continue
         if at is None:
             when = time.strftime("%H:%M:%S", time.localtime(saved))
-            notes.append(f"{path.name} as saved at {when} has another text for {name} than you ran last. Save (Ctrl+S), check again.")
+            notes.append(
+                f"{path.name} as saved at {when} has another text for {name} than you ran last. Save (Ctrl+S), check again."
+            )
         elif at > saved:
             newer[str(name)] = executed
     return newer, notes

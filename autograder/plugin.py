@@ -11,7 +11,6 @@ import random
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import platformdirs
 import pytest
@@ -35,7 +34,9 @@ PUBLIC_FILES = ("test_public.py", "public_checks.py")
 class JudgePlugin:
     """One run of the checks of `assignment` on one submission. `findings` fill as checks end."""
 
-    def __init__(self, assignment: Assignment, submission: Submission, running: RunningSubmission, seed: int, only: str | None) -> None:
+    def __init__(
+        self, assignment: Assignment, submission: Submission, running: RunningSubmission, seed: int, only: str | None
+    ) -> None:
         self.assignment = assignment
         self.content = submission
         self.running = running
@@ -60,7 +61,9 @@ class JudgePlugin:
         from hypothesis import HealthCheck, Phase, configuration, core, settings
 
         # It keeps a cache; not in the folder where somebody happens to grade or to check.
-        configuration.set_hypothesis_home_dir(platformdirs.user_cache_path("inference-autograder", appauthor=False) / "hypothesis")
+        configuration.set_hypothesis_home_dir(
+            platformdirs.user_cache_path("inference-autograder", appauthor=False) / "hypothesis"
+        )
         settings.register_profile(
             "grading",
             database=None,
@@ -177,7 +180,9 @@ class JudgePlugin:
             if isinstance(part, SubmissionFault):
                 self.timeouts[check.task] += part.timeout
                 if self.timeouts[check.task] >= TIMEOUTS_PER_TASK:
-                    self.blocked.setdefault(check.task, f"Your code ran out of time {TIMEOUTS_PER_TASK} times in this task.")
+                    self.blocked.setdefault(
+                        check.task, f"Your code ran out of time {TIMEOUTS_PER_TASK} times in this task."
+                    )
                 text = str(part)
                 return Outcome.FAILED, text if text[:1].isupper() else f"Your code {text}.", None, None
         if error is None:

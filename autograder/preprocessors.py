@@ -31,11 +31,11 @@ from nbgrader.preprocessors import (
 )
 from traitlets import Enum
 
-from autograder.errors import AutograderError
 from autograder import feedback, pair, results, suite
+from autograder.errors import AutograderError
 from autograder.grade import score
-from autograder.results import Result
 from autograder.isolation import LEVELS
+from autograder.results import Result
 from autograder.submission import UnreadableSubmission
 
 __all__ = ["AUTOGRADE", "SANITIZE", "EnterResults", "RestoreRelease", "Withheld"]
@@ -97,7 +97,7 @@ class EnterResults(NbGraderPreprocessor):
         for task in scored.tasks:
             cells = [cell for cell in nb.cells if cell.metadata.get("nbgrader", {}).get("grade_id") == f"check_{task.task}"]
             if len(cells) != 1 or not math.isfinite(task.points) or not 0 <= task.points <= task.max_points:
-                raise Withheld(f"{name}: the gradebook has {len(cells)} grade cells for the task {task.task}; run `autograder init`.")
+                raise Withheld(f"{name}: the gradebook has {len(cells)} grade cells for {task.task}; run `autograder init`.")
             html = feedback.task_html(result, task)
             cells[0].outputs = [
                 new_output("execute_result", {"text/plain": repr(task.points), "text/html": html}, execution_count=1)

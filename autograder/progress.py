@@ -61,7 +61,9 @@ class StepProgress:
         """One item is done."""
         self.count += 1
         if self.task is None:
-            self.steps.console.print(f"  {self.count}/{self.total} {text}", highlight=False, markup=False, soft_wrap=True)
+            self.steps.console.print(
+                f"  {self.count}/{self.total} {text}", highlight=False, markup=False, soft_wrap=True
+            )
         else:
             self.steps.progress.advance(self.task)
             self.steps.progress.refresh()

@@ -128,7 +128,9 @@ class RunningSubmission:
     def printed(self, lines: int = 10) -> str:
         """The last lines that the submission printed since the check began."""
         text = self._session.worker.output() if self._session else ""
-        fresh = text.removeprefix(self._printed_before)  # all of it, where so much was printed that the middle was left out
+        fresh = text.removeprefix(
+            self._printed_before
+        )  # all of it, where so much was printed that the middle was left out
         return "\n".join(fresh.strip().splitlines()[-lines:])[-1000:]
 
     def fresh(self) -> None:
@@ -295,5 +297,3 @@ def _raised(data: Any) -> SubmissionRaised:
     return SubmissionRaised(
         data["type"][:200], mro, data["text"][:2000], lines, name[:200] if type(name) is str else None, attributes
     )
-
-

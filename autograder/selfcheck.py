@@ -11,8 +11,8 @@ import sys
 from dataclasses import dataclass
 from pathlib import Path
 
-from autograder.errors import AutograderError
 from autograder import pair
+from autograder.errors import AutograderError
 from autograder.finding import Finding
 from autograder.grade import TaskScore, score
 from autograder.manifest import Manifest
@@ -71,7 +71,9 @@ def run(path: Path, task: str | None = None, newer: dict[str, str] | None = None
     if newer:
         submission = Submission(**{**vars(submission), "answers": {**submission.answers, **newer}})
     if task is not None and task not in manifest.tasks:
-        raise SelfCheckError(f"There is no task {task!r} in {manifest.assignment}. There are: {', '.join(manifest.tasks)}.")
+        raise SelfCheckError(
+            f"There is no task {task!r} in {manifest.assignment}. There are: {', '.join(manifest.tasks)}."
+        )
     assignment = manifest.public_assignment()
     findings = (_judge if inline else _spawn)(folder, submission, task)
     scored = score(assignment, findings, submission.review)
@@ -85,7 +87,12 @@ def run(path: Path, task: str | None = None, newer: dict[str, str] | None = None
 def _spawn(folder: Path, submission: Submission, task: str | None) -> list[Finding]:
     request = json.dumps({"folder": str(folder), "submission": vars(submission), "task": task})
     done = subprocess.run(
-        [sys.executable, "-m", "autograder.selfcheck"], input=request, capture_output=True, text=True, encoding="utf-8", check=False
+        [sys.executable, "-m", "autograder.selfcheck"],
+        input=request,
+        capture_output=True,
+        text=True,
+        encoding="utf-8",
+        check=False,
     )
     lines = done.stdout.splitlines()
     if done.returncode or not lines:
@@ -99,7 +106,13 @@ def _judge(folder: Path, submission: Submission, task: str | None) -> list[Findi
 
     manifest = Manifest.load(folder)
     return judge(
-        manifest.public_assignment(), [folder / "public_checks.py"], submission, manifest, InlineSandbox(), seed=SEED, only=task
+        manifest.public_assignment(),
+        [folder / "public_checks.py"],
+        submission,
+        manifest,
+        InlineSandbox(),
+        seed=SEED,
+        only=task,
     )
 
 

@@ -51,7 +51,9 @@ class Task:
         if not self.name.isidentifier() or keyword.iskeyword(self.name):
             raise SpecError(f"Task name {self.name!r} is not a Python identifier; it names what the student defines.")
         if self.name in RESERVED:
-            raise SpecError(f"Task name {self.name!r} is one that `submission` in a check has for itself. Choose another.")
+            raise SpecError(
+                f"Task name {self.name!r} is one that `submission` in a check has for itself. Choose another."
+            )
         if twice := self.public.keys() & self.hidden.keys():
             raise SpecError(f"Task {self.name}: {sorted(twice)} are both public and hidden.")
         if unknown := self.performance - self.public.keys() - self.hidden.keys():

@@ -135,7 +135,9 @@ def read_bytes(path: Path, limit: int = MAX_FILE_BYTES) -> bytes:
     try:
         status = path.lstat()
     except OSError as error:
-        raise UnreadableSubmission(f"{path.name} cannot be read: {error.strerror}. Check its name and permissions.") from None
+        raise UnreadableSubmission(
+            f"{path.name} cannot be read: {error.strerror}. Check its name and permissions."
+        ) from None
     if not stat.S_ISREG(status.st_mode):
         raise UnreadableSubmission(f"{path.name} is not a regular file (a link or a device). Hand in the file itself.")
     if status.st_size > limit:
@@ -197,7 +199,9 @@ def _select(file: str, about: dict[str, Any], code: list[_Cell], manifest: Manif
         used.update(cell.number for cell in candidates)
         if len({digest(cell.source) for cell in candidates}) > 1:
             where = " and ".join(map(str, candidates))
-            review.append(f"{file} has different cells for {name!r}: {where}. Keep the one that counts, delete the others.")
+            review.append(
+                f"{file} has different cells for {name!r}: {where}. Keep the one that counts, delete the others."
+            )
         if candidates:
             answers[name] = candidates[-1].source
             if len(candidates) > 1:
@@ -254,5 +258,7 @@ def defined(source: str) -> set[str]:
         elif isinstance(node, ast.Import | ast.ImportFrom):
             names.update((alias.asname or alias.name).split(".")[0] for alias in node.names)
         else:
-            names.update(part.id for part in ast.walk(node) if isinstance(part, ast.Name) and isinstance(part.ctx, ast.Store))
+            names.update(
+                part.id for part in ast.walk(node) if isinstance(part, ast.Name) and isinstance(part.ctx, ast.Store)
+            )
     return names

@@ -56,7 +56,9 @@ def load_assignment(name: str) -> Assignment:
     if name not in known:
         near = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
         raise UnknownAssignment(
-            f"There is no assignment {name!r}." + (f" Did you mean {near[0]!r}?" if near else "") + f" There are: {', '.join(known)}."
+            f"There is no assignment {name!r}."
+            + (f" Did you mean {near[0]!r}?" if near else "")
+            + f" There are: {', '.join(known)}."
         )
     path = str(repository() / "tests")
     if path not in sys.path:

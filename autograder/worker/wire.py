@@ -228,7 +228,7 @@ class _Unpacker:
         if not tree or type(tree[0]) is not int:
             raise WireError("an array without its tag")
         tag, parts = tree[0], tree[1:]
-        if tag == LIST or tag == TUPLE:
+        if tag in (LIST, TUPLE):
             items = [self.unpack(item, depth + 1) for item in parts]
             return items if tag == LIST else tuple(items)
         if tag == DICT:

@@ -56,7 +56,7 @@ TINY = {
                 Task("double", "Twice", 1, public={"test_double": 3}, hidden={"test_double_big": 2}),
                 Task("layers", "Layers of the model", 1, public={"test_layers": 1}, hidden={"test_layers_of_model": 4}),
             ),
-            call_s=3.0,
+            call_s=8.0,
         )
     """,
     "tests/grading/tiny/test_public.py": '''
@@ -124,7 +124,11 @@ class Course:
     def start(self, *command: str, **more: str) -> subprocess.Popen[str]:
         """Start a command line in the course's folder, in a process group of its own, without our PATH."""
         kept = {key: value for key, value in os.environ.items() if not key.startswith("PYTEST")}
-        clean = {"PATH": "/usr/bin:/bin", "TMPDIR": str(self.tmp), "JUPYTER_CONFIG_DIR": str(self.tmp.with_name("none"))}
+        clean = {
+            "PATH": "/usr/bin:/bin",
+            "TMPDIR": str(self.tmp),
+            "JUPYTER_CONFIG_DIR": str(self.tmp.with_name("none")),
+        }
         return subprocess.Popen(
             command,
             cwd=self.root,
@@ -147,7 +151,7 @@ class Course:
         except subprocess.TimeoutExpired:
             os.killpg(process.pid, signal.SIGKILL)
             said, _ = process.communicate()
-            pytest.fail(f"{process.args} did not end within {ALIVE_S} s:\n{said}")
+            pytest.fail(f"{process.args!r} did not end within {ALIVE_S} s:\n{said}")
         return Ran(process.returncode, said)
 
     def autograder(self, *arguments: str, **more: str) -> Ran:
@@ -263,12 +267,13 @@ def reference() -> dict[str, str]:
 
 @pytest.fixture(scope="session")
 def wait_for() -> Callable[..., None]:
-    """A function that returns when a condition holds, and fails if it does not in time."""
+    """A function that returns when a condition holds, and fails if a process ends before it does."""
 
-    def wait(what: str, condition: Callable[[], Any], seconds: float = 60.0) -> None:
-        end = time.monotonic() + seconds
+    def wait(process: subprocess.Popen[str], condition: Callable[[], Any]) -> None:
+        end = time.monotonic() + ALIVE_S
         while not condition():
-            assert time.monotonic() < end, f"no {what} within {seconds:g} s"
+            assert process.poll() is None, f"it ended too early:\n{process.communicate()[0]}"
+            assert time.monotonic() < end, f"{process.args!r} did not come so far within {ALIVE_S} s"
             time.sleep(0.02)
 
     return wait

@@ -60,7 +60,9 @@ def test_points_of_grade_cells_are_the_sums_of_the_suite() -> None:
     """No number of points is written twice."""
     notebook = nbformat.read(suite.repository() / "assignments" / NAME / f"{NAME}.ipynb", as_version=4)
     points = {
-        cell.metadata["check"]: cell.metadata["nbgrader"]["points"] for cell in notebook.cells if "check" in cell.metadata
+        cell.metadata["check"]: cell.metadata["nbgrader"]["points"]
+        for cell in notebook.cells
+        if "check" in cell.metadata
     }
     assert points == {task.name: task.points for task in suite.load_assignment(NAME)}
 
@@ -123,12 +125,16 @@ def test_a_solution_file_that_contradicts_the_suite_is_refused(repository: Path,
 
 def test_check_reports_the_files_that_differ(repository: Path) -> None:
     """`build --check` names what is out of date, also files that should not be there."""
-    edit(repository / "solutions" / f"{NAME}.py", "# %% [markdown]\n# #", "# %% [markdown]\n# Another beginning.\n#\n# #")
+    edit(
+        repository / "solutions" / f"{NAME}.py", "# %% [markdown]\n# #", "# %% [markdown]\n# Another beginning.\n#\n# #"
+    )
     (repository / "assignments" / NAME / "stray.txt").write_text("left over", encoding="utf-8")
     assert build.differences(NAME) == [f"{NAME}.ipynb", f"{NAME}.py", "stray.txt"]
 
 
-def test_a_change_of_prose_keeps_the_release_and_a_change_of_given_code_does_not(repository: Path, tmp_path: Path) -> None:
+def test_a_change_of_prose_keeps_the_release_and_a_change_of_given_code_does_not(
+    repository: Path, tmp_path: Path
+) -> None:
     """Submissions of a release with a mended typo stay valid; those that build on other given code do not."""
     solution = repository / "solutions" / f"{NAME}.py"
     before = build.read_source(NAME).manifest.release
@@ -143,8 +149,14 @@ def test_canaries_reach_nothing_that_a_student_receives(repository: Path, tmp_pa
     from autograder.corpus import notebook, reference, stub
 
     grading = repository / "tests" / "grading" / NAME
-    answers = {"blank": stub(NAME).answers, "half": {**reference(NAME).answers, "BlockPool": stub(NAME).answers["BlockPool"]}}
-    answers["wrong"] = {**reference(NAME).answers, "kv_cache_bytes": "def kv_cache_bytes(*args, **kwargs):\n    return 1\n"}
+    answers = {
+        "blank": stub(NAME).answers,
+        "half": {**reference(NAME).answers, "BlockPool": stub(NAME).answers["BlockPool"]},
+    }
+    answers["wrong"] = {
+        **reference(NAME).answers,
+        "kv_cache_bytes": "def kv_cache_bytes(*args, **kwargs):\n    return 1\n",
+    }
     edit(repository / "solutions" / f"{NAME}.py", build.BEGIN + "\n", f"{build.BEGIN}\n    {CANARY}_solution = 1\n")
     for file in ("test_hidden.py", "oracles.py", "spec.py"):
         path = grading / file
@@ -158,7 +170,11 @@ def test_canaries_reach_nothing_that_a_student_receives(repository: Path, tmp_pa
     scripts = Path(sys.executable).parent
 
     def run(*command: str, code: int = 0) -> None:
-        environment = {"PATH": f"{scripts}:/usr/bin:/bin", "HOME": str(Path.home()), "AUTOGRADER_REPOSITORY": str(repository)}
+        environment = {
+            "PATH": f"{scripts}:/usr/bin:/bin",
+            "HOME": str(Path.home()),
+            "AUTOGRADER_REPOSITORY": str(repository),
+        }
         done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, check=False)
         assert done.returncode == code, done.stdout + done.stderr
 

@@ -57,7 +57,19 @@ def test_no_module_of_the_students_side_imports_a_posix_library_at_its_top() -> 
 
     posix = {"fcntl", "resource", "pwd", "grp", "termios"}
     root = suite.repository() / "autograder"
-    student = ("__init__", "checks", "cli", "errors", "feedback", "finding", "grade", "judge", "manifest", "notebook", "oracle")
+    student = (
+        "__init__",
+        "checks",
+        "cli",
+        "errors",
+        "feedback",
+        "finding",
+        "grade",
+        "judge",
+        "manifest",
+        "notebook",
+        "oracle",
+    )
     student += ("pair", "plugin", "remote", "sandbox", "selfcheck", "spec", "submission", "suite", "worker/__main__")
     student += ("worker/arrays", "worker/serve", "worker/wire")
     for name in student:

@@ -85,7 +85,7 @@ def test_this_machine_is_described() -> None:
     assert machine.cores >= 1
     assert machine.memory_bytes is None or machine.memory_bytes > 2**28
     assert machine.python.endswith(platform.python_version())
-    assert machine.platform and machine.kernel and machine.cpu
+    assert all((machine.platform, machine.kernel, machine.cpu))
     assert json.loads(json.dumps(machine.as_dict())) == machine.as_dict()
     assert machine.reasons[0].startswith(f"tier: {machine.tier}, because ")
 
