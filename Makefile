@@ -11,6 +11,7 @@ test: models
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+	$(BIN)/mypy --explicit-package-bases tests/autograder tests/gpu_env tests/benchmarks
 	$(BIN)/autograder build --check
 	$(BIN)/python -m pytest
 

@@ -334,7 +334,8 @@ Work in `{name}.ipynb` (JupyterLab) or in `{name}.py` (any editor): they are one
   your code in the same process, for breakpoints. Grading adds hidden checks of the same behaviour. One call of your code may take
   {assignment.call_s:g} s, one check {assignment.check_s:g} s.
 - **Both files changed?** Then `autograder check` stops, and `autograder sync FILE` makes FILE the one that counts. What it
-  overwrites is kept beside it as `.NAME.bak`. In JupyterLab, reload a notebook that was brought up to date before you go on (File, Reload).
+  overwrites is kept beside it as `.NAME.bak`. In JupyterLab, reload a notebook that was brought up to date before you go on
+  (File, Reload).
 - **What is graded**: the cell of each task and the one cell "imports and helpers". Other cells are yours and never run when
   grading, so import what your solution needs in the cell of helpers. A later task that calls an earlier one calls *your*
   earlier one. Cells below an unsolved task fail until you solve it.

@@ -123,7 +123,9 @@ def expect_raises(
         if error not in raised.mro:
             raise CheckFailed(f"{what} must raise {error}.", f"{raised.type_name}: {raised.text}", error) from None
         if isinstance(naming, str) and naming not in raised.text:
-            raise CheckFailed(f"{what} must raise {error} with a text that names {naming!r}.", raised.text, naming) from None
+            raise CheckFailed(
+                f"{what} must raise {error} with a text that names {naming!r}.", raised.text, naming
+            ) from None
         return raised
     raise CheckFailed(f"{what} must raise {error}.", f"returned {show(value)}", error)
 
@@ -141,4 +143,6 @@ def _same(value: Any, expected: Any) -> bool:
     if isinstance(expected, dict):
         same_keys = {(type(key), key) for key in value} == {(type(key), key) for key in expected}  # True is not 1
         return same_keys and all(_same(value[key], expected[key]) for key in expected)
+    if hasattr(type(value), "dtype") and hasattr(type(value), "shape"):  # == of arrays is an array
+        return bool(value.dtype == expected.dtype and value.shape == expected.shape and (value == expected).all())
     return bool(value == expected)

@@ -45,7 +45,9 @@ def configure(config: Any, isolation: str = "sandbox") -> None:
     config.Autograde.autograde_preprocessors = preprocessors.AUTOGRADE
 
 
-def init(folder: Path, names: list[str], *, course_id: str, exchange: Path | None = None, isolation: str = "sandbox") -> None:
+def init(
+    folder: Path, names: list[str], *, course_id: str, exchange: Path | None = None, isolation: str = "sandbox"
+) -> None:
     """Make `folder` an nbgrader course with the assignments `names`. What is there already stays; sources are renewed."""
     folder.mkdir(parents=True, exist_ok=True)
     config = folder / CONFIG
@@ -70,7 +72,9 @@ def _add(folder: Path, name: str) -> None:
     if (folder / "release" / name / file).read_text(encoding="utf-8").rstrip() != (released / file).read_text(
         encoding="utf-8"
     ).rstrip():
-        raise CourseError(f"assignments/{name} is not what solutions/{name}.py gives. Run `autograder build {name}` first.")
+        raise CourseError(
+            f"assignments/{name} is not what solutions/{name}.py gives. Run `autograder build {name}` first."
+        )
 
 
 def find(start: Path) -> Path:

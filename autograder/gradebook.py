@@ -68,7 +68,9 @@ def _recorded(folder: Path, name: str) -> dict[str, Recorded]:
             if all(grade.auto_score is None and grade.manual_score is None for grade in grades):
                 continue  # nbgrader notes a submission before it knows whether there is a score
             found[submission.student.id] = Recorded(
-                points={grade.name.removeprefix(CELL): grade.auto_score for grade in grades if grade.name.startswith(CELL)},
+                points={
+                    grade.name.removeprefix(CELL): grade.auto_score for grade in grades if grade.name.startswith(CELL)
+                },
                 total=submission.score - submission.late_submission_penalty,
                 max_total=submission.max_score,
                 late_penalty=submission.late_submission_penalty,
@@ -104,7 +106,11 @@ def enter(
         else:
             with build.quiet_nbgrader() as log:
                 outcome = api.autograde(name, each.student, force=True)
-            problem = "" if outcome["success"] else _reason(f"{outcome.get('log', '')}{log.getvalue()}{outcome.get('error', '')}")
+            problem = (
+                ""
+                if outcome["success"]
+                else _reason(f"{outcome.get('log', '')}{log.getvalue()}{outcome.get('error', '')}")
+            )
             entered = Entered(each.student, fresh=True, problem=problem)
         if not done(entered):
             break

@@ -87,7 +87,9 @@ def discover(submitted: Path, name: str, manifest: Manifest, students: Iterable[
         except UnreadableSubmission as error:
             jobs.append(Job(student, None, str(error)))
         except Exception as error:  # a mistake of ours that one submission brings to light must not stop the others
-            why = f"The autograder could not read it ({type(error).__name__}: {error}). Please report this fault of ours."
+            why = (
+                f"The autograder could not read it ({type(error).__name__}: {error}). Please report this fault of ours."
+            )
             jobs.append(Job(student, None, why))
     return jobs
 
@@ -128,7 +130,9 @@ class Grader:
     sandbox: Sandbox
     folder: Path
     limits: Limits = field(default_factory=Limits)
-    workers: int = field(default_factory=lambda: len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else 1)
+    workers: int = field(
+        default_factory=lambda: len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else 1
+    )
     tier: str = "cpu"
     stopping: bool = False
 
@@ -212,7 +216,9 @@ class Grader:
             code = 0
         except BaseException as error:
             with contextlib.suppress(BaseException), open(write, "wb") as stream:
-                stream.write(json.dumps({"error": f"{type(error).__name__}: {error}"}).encode("utf-8", errors="replace"))
+                stream.write(
+                    json.dumps({"error": f"{type(error).__name__}: {error}"}).encode("utf-8", errors="replace")
+                )
         finally:
             os._exit(code)
 
@@ -257,7 +263,6 @@ class Grader:
         )
         results.save(_file(self.suite, self.folder, each.job, self.tier), result)
         return _graded(self.suite, result, fresh=True)
-
 
 
 @dataclass

@@ -95,9 +95,13 @@ class EnterResults(NbGraderPreprocessor):
         if scored.withheld:
             raise Withheld(f"The grade of {student} for {name} is withheld: " + "; ".join(scored.withheld))
         for task in scored.tasks:
-            cells = [cell for cell in nb.cells if cell.metadata.get("nbgrader", {}).get("grade_id") == f"check_{task.task}"]
+            cells = [
+                cell for cell in nb.cells if cell.metadata.get("nbgrader", {}).get("grade_id") == f"check_{task.task}"
+            ]
             if len(cells) != 1 or not math.isfinite(task.points) or not 0 <= task.points <= task.max_points:
-                raise Withheld(f"{name}: the gradebook has {len(cells)} grade cells for {task.task}; run `autograder init`.")
+                raise Withheld(
+                    f"{name}: the gradebook has {len(cells)} grade cells for {task.task}; run `autograder init`."
+                )
             html = feedback.task_html(result, task)
             cells[0].outputs = [
                 new_output("execute_result", {"text/plain": repr(task.points), "text/html": html}, execution_count=1)
@@ -114,7 +118,11 @@ class EnterResults(NbGraderPreprocessor):
             for tier in ("gpu", "cpu"):
                 file = results.path(course / "results", name, student, results.key(submission.hash, loaded.hash, tier))
                 result = results.load(file)
-                if result and result.submission_hash == submission.hash and result.isolation.level >= LEVELS[self.isolation]:
+                if (
+                    result
+                    and result.submission_hash == submission.hash
+                    and result.isolation.level >= LEVELS[self.isolation]
+                ):
                     return file, result
             if attempt == 0:
                 reason = self._grade_now(name, student, course)
@@ -140,7 +148,9 @@ class EnterResults(NbGraderPreprocessor):
             check=False,
         )
         said = (done.stdout + done.stderr).splitlines()
-        return " ".join(line.partition(":")[2].strip() for line in said if line.startswith((f"{student}:", "autograder:")))
+        return " ".join(
+            line.partition(":")[2].strip() for line in said if line.startswith((f"{student}:", "autograder:"))
+        )
 
 
 def _converter(preprocessor: NbGraderPreprocessor) -> BaseConverter:

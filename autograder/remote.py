@@ -15,7 +15,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from autograder.checks import CheckFailed, SubmissionFault, SubmissionRaised
+from autograder.checks import CheckFailed, SubmissionFault, SubmissionRaised, show
 from autograder.sandbox import Limits, Sandbox, Worker
 from autograder.worker import arrays
 from autograder.worker.wire import Array, Deadline, Ref, Wire, WireClosed, WireError
@@ -35,7 +35,7 @@ class Function:
         self._name = name
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        return self._session().call(["call", self._target, self._name, list(args), kwargs])
+        return self._made(self._session().call(["call", self._target, self._name, list(args), kwargs]))
 
     def each(self, calls: Sequence[tuple[Any, ...]]) -> list[Any]:
         """Call it once for each tuple of arguments, all in one message: a message costs more than a short call.
@@ -45,7 +45,13 @@ class Function:
         values = self._session().call(["each", self._target, self._name, [list(args) for args in calls]])
         if type(values) is not list or len(values) != len(calls):
             raise self._session().broken("sent another number of answers than there were calls")
-        return values
+        return [self._made(value) for value in values]
+
+    def _made(self, value: Any) -> Any:
+        """`value`, which must be an object if we called a class: a check would stumble over anything else."""
+        if self._target is None and self._name[:1].isupper() and not isinstance(value, Handle):
+            raise CheckFailed(f"{self._name}(...) must give an object of that class.", show(value), self._name)
+        return value
 
 
 class Handle:
@@ -116,7 +122,13 @@ class RunningSubmission:
 
     def describe(self, name: str) -> Description:
         """What the submission binds to `name`."""
-        found = self._ready().exchange(["describe", name])
+        try:
+            found = self._ready().exchange(["describe", name])
+        except SubmissionFault as fault:
+            if self._load_fault or fault.timeout:
+                raise
+            self._check_fault = None  # it died between two checks: this one gets a new process, as after any fault
+            found = self._ready().exchange(["describe", name])
         if type(found) is not dict:
             raise self._ready().broken("sent a description that is none")
         try:

@@ -573,7 +573,7 @@ def attempt(path):
     try: os.open(path, os.O_RDWR)
     except OSError as error: return errno.errorcode[error.errno]
 reply([attempt('/dev/tty'), attempt('/dev/ptmx'), resource.getrlimit(resource.RLIMIT_AS)[0]])"""
-        with type(walled)(devices=["/dev/tty"], **standin) as sandbox:  # type: ignore[call-arg]
+        with type(walled)(devices=["/dev/tty"], **standin) as sandbox:  # type: ignore[call-arg, attr-defined]
             student = Student(sandbox, source)
             tty, other, address_space = student.answer()
             student.worker.kill()
