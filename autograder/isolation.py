@@ -37,6 +37,8 @@ GIB = 1 << 30
 SERVE = "autograder.worker.serve:serve"
 GONE_S = 10.0
 """Seconds that we wait for the end of a killed worker."""
+AGAIN_S = 0.25
+"""Seconds after which it is killed again."""
 ROOT = Path(__file__).resolve().parent.parent
 CONTROL = re.compile(r"\x1b\[[0-9;?]*[ -/]*[@-~]|[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069]")
 """Terminal commands and characters that would change how the text around them is shown."""
@@ -93,8 +95,11 @@ class Worker:
             return
         if self.end_reason() is None:
             self._killed = True
-            self._end()
-            if self.end_reason(GONE_S) is None:
+            for _ in range(round(GONE_S / AGAIN_S)):
+                self._end()  # again and again: a signal just before its receiver falls asleep does not wake it
+                if self.end_reason(AGAIN_S) is not None:
+                    break
+            else:
                 raise SandboxUnavailable(
                     f"A killed worker was still there after {GONE_S:g} s. Look for its processes by hand."
                 )

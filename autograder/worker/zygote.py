@@ -36,6 +36,7 @@ import select
 import signal
 import socket
 import sys
+import time
 import traceback
 from collections.abc import Callable, Sequence
 from functools import partial
@@ -181,10 +182,11 @@ def _watch(limits: dict[str, int], first: int, line: socket.socket, status: sock
     shared = _own_memory()
     messages: list[dict[str, Any]] = []
     killed: str | None = None
+    gone = False
     while True:
         events = dict(poll.poll(WATCH_MS))
         if status.fileno() in events:  # the judge is gone
-            os.kill(first, stop)
+            gone = True
             break
         if line.fileno() in events:
             if not (data := line.recv(1 << 16)):
@@ -198,9 +200,12 @@ def _watch(limits: dict[str, int], first: int, line: socket.socket, status: sock
                 killed = "memory"
             elif threads > limits["processes"]:
                 killed = "processes"
-            if killed:
-                os.kill(first, stop)
-    os.waitpid(first, 0)  # returns when the last process of the namespace is gone
+        if killed:
+            os.kill(first, stop)
+    while os.waitpid(first, os.WNOHANG) == (0, 0):  # ends when the last process of the namespace is gone
+        time.sleep(0.001)
+        if gone:  # again and again: a signal just before its receiver falls asleep does not wake it
+            os.kill(first, stop)
     if stop != signal.SIGKILL:
         confine.end_children()
     if not messages:

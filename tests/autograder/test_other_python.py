@@ -17,12 +17,16 @@ BUILDING = ("typer", "rich", "pydantic", "msgspec", "nbgrader", "jupytext")
 
 def other_python() -> str:
     """Another supported interpreter of this machine."""
-    for minor in (12, 13, 14, 11):
-        found = shutil.which(f"python3.{minor}")
-        if minor == sys.version_info.minor or found is None:
-            continue
-        if subprocess.run([found, "-c", "import venv, ensurepip"], capture_output=True, check=False).returncode == 0:
-            return found
+    for minor in (12, 13, 11):
+        named = shutil.which(f"python3.{minor}")
+        installed = (Path.home() / ".pyenv" / "versions").glob(f"3.{minor}.*/bin/python3.{minor}")
+        for found in [*([named] if named else []), *map(str, installed)]:
+            command = [found, "-c", "import venv, ensurepip"]
+            if (
+                minor != sys.version_info.minor
+                and subprocess.run(command, capture_output=True, check=False).returncode == 0
+            ):
+                return found
     pytest.skip("no second Python (3.11 or newer, with venv) on this machine to build with")
 
 
