@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import os
 import shutil
 import sys
@@ -72,7 +73,9 @@ def _sentences() -> Iterator[None]:
 
 @app.command()
 def check(
-    path: Annotated[Path, typer.Argument(help="The notebook, its .py file, or the folder of the assignment.")] = Path("."),
+    path: Annotated[Path, typer.Argument(help="The notebook, its .py file, or the folder of the assignment.")] = Path(
+        "."
+    ),
     task: Annotated[str | None, typer.Option("--task", help="Only this task.")] = None,
     inline: Annotated[bool, typer.Option("--inline", help="In this process, for a debugger.")] = False,
 ) -> None:
@@ -115,7 +118,9 @@ def sync(path: Annotated[Path, typer.Argument(help="The file that counts; the ot
 @app.command()
 def build(
     names: Annotated[list[str] | None, typer.Argument(help="Assignments; all if none is named.")] = None,
-    only_check: Annotated[bool, typer.Option("--check", help="Write nothing; fail if assignments/ is not up to date.")] = False,
+    only_check: Annotated[
+        bool, typer.Option("--check", help="Write nothing; fail if assignments/ is not up to date.")
+    ] = False,
 ) -> None:
     """Make assignments/ from solutions/."""
     from autograder import build as builder
@@ -127,7 +132,11 @@ def build(
             if only_check:
                 different = builder.differences(name)
                 stale |= bool(different)
-                state = f"differs in {', '.join(different)}; run `autograder build {name}`" if different else "is up to date"
+                state = (
+                    f"differs in {', '.join(different)}; run `autograder build {name}`"
+                    if different
+                    else "is up to date"
+                )
                 console.print(f"assignments/{name} {state}", highlight=False)
             else:
                 console.print(f"wrote {builder.build(name, suite.repository() / 'assignments')}", highlight=False)
@@ -149,7 +158,9 @@ def init(
         for name in chosen:
             suite.load_assignment(name)
         course.init(folder, chosen, course_id=course_id, exchange=exchange)
-    console.print(f"{folder} is a course with {', '.join(chosen)}. Next: nbgrader release_assignment {chosen[0]}", highlight=False)
+    console.print(
+        f"{folder} is a course with {', '.join(chosen)}. Next: nbgrader release_assignment {chosen[0]}", highlight=False
+    )
 
 
 @app.command()
@@ -158,8 +169,12 @@ def grade(
     course: Course = Path("."),
     student: Annotated[list[str] | None, typer.Option("--student", help="Only this student; may be repeated.")] = None,
     force: Annotated[bool, typer.Option("--force", help="Judge again what is graded already.")] = False,
-    isolation: Annotated[str | None, typer.Option("--isolation", help="Lowest level accepted; the course's by default.")] = None,
-    import_: Annotated[bool, typer.Option("--import/--no-import", help="Enter the results into nbgrader's gradebook.")] = True,
+    isolation: Annotated[
+        str | None, typer.Option("--isolation", help="Lowest level accepted; the course's by default.")
+    ] = None,
+    import_: Annotated[
+        bool, typer.Option("--import/--no-import", help="Enter the results into nbgrader's gradebook.")
+    ] = True,
     workers: Annotated[int, typer.Option("--workers", min=0, help="Submissions at once; 0 for one per core.")] = 0,
     plain: Plain = False,
 ) -> None:
@@ -178,28 +193,64 @@ def grade(
 @app.command()
 def corpus(
     name: Annotated[str, typer.Argument(help="The assignment.")],
-    isolation: Annotated[str, typer.Option("--isolation", help="Lowest level accepted: sandbox, landlock or process.")] = "sandbox",
+    isolation: Annotated[
+        str, typer.Option("--isolation", help="Lowest level accepted: sandbox, landlock or process.")
+    ] = "sandbox",
+    only: Annotated[list[str] | None, typer.Option("--only", help="Only these, as in 'hostile-*'.")] = None,
+    order: Annotated[int | None, typer.Option("--order", help="The order of an earlier run, by its number.")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="All figures as one JSON object in the last line.")] = False,
     plain: Plain = False,
 ) -> None:
-    """Grade right, wrong and hostile submissions and compare with what their heads say."""
+    """Grade right, honest, wrong and hostile submissions: all as they must be, nothing read, nothing left behind."""
     from autograder import run
 
     with _sentences():
-        found = run.grade_corpus(name, isolation=isolation, steps=Steps(console, plain=plain))
-    for complaint in found.complaints:
-        console.print(f"[red]✗[/red] {escape(complaint)}", highlight=False)
+        found = run.grade_corpus(
+            name, isolation=isolation, steps=Steps(console, plain=plain), order=order, only=only or ()
+        )
+    said = [each for complaints in found.complaints.values() for each in complaints]
+    said += [f"no wrong submission fails {check}" for check in found.unkilled]
+    said += [f"a submission got hold of a secret: {place}" for place in found.canaries]
+    said += [f"left behind: {what}" for what in found.left]
+    for each in said:
+        console.print(f"[red]✗[/red] {escape(each)}", highlight=False, soft_wrap=True)
+    figures = found.figures
+    table = Table(title=f"{name}, order {found.order}", title_justify="left")
+    for column in ("", "tried", "amiss"):
+        table.add_column(column, justify="right" if column else "left")
+    for what, count, bad in (
+        ("attacks tried, and that changed a grade", "attacks_tried", "attacks_effective"),
+        ("secrets planted, and read", "canaries_planted", "canaries_read"),
+        ("processes, files, sockets, shared memory left behind", "", "left_behind"),
+        ("honest twins of attacks, and punished", "honest_tried", "honest_punished"),
+        ("right submissions, and below full marks", "right_tried", "right_below_full"),
+        ("wrong submissions, and not as their head says", "wrong_tried", "wrong_uncaught"),
+        ("checks that no wrong submission fails", "", "unkilled_checks"),
+    ):
+        table.add_row(what, str(figures[count]) if count else "", str(figures[bad]))
+    console.print(table)
+    if not figures["attacks_tried"] and not only:
+        console.print(
+            "No attack was tried: that needs a sandbox. `autograder doctor` says how to get one.", highlight=False
+        )
     console.print(
-        f"{name}: {', '.join(f'{count} {kind}' for kind, count in found.counts.items())} submissions graded; "
-        f"{len(found.complaints)} not as their head says; {found.seconds:.1f} s; isolation {found.isolation}",
+        f"{'All is as it must be' if found.fine else f'{len(said)} things are not as they must be'}; "
+        f"{found.seconds:.1f} s; isolation {found.isolation}",
         highlight=False,
     )
-    raise typer.Exit(1 if found.complaints else 0)
+    if as_json:
+        print(json.dumps(figures))
+    raise typer.Exit(0 if found.fine else 1)
 
 
 @app.command()
 def demo(
-    folder: Annotated[Path | None, typer.Option("--folder", help="Where to make the course; a temporary folder by default.")] = None,
-    isolation: Annotated[str, typer.Option("--isolation", help="Lowest level accepted: sandbox, landlock or process.")] = "sandbox",
+    folder: Annotated[
+        Path | None, typer.Option("--folder", help="Where to make the course; a temporary folder by default.")
+    ] = None,
+    isolation: Annotated[
+        str, typer.Option("--isolation", help="Lowest level accepted: sandbox, landlock or process.")
+    ] = "sandbox",
     plain: Plain = False,
 ) -> None:
     """The whole way on your machine: release, submit, collect, grade, gradebook, feedback, for a class of eight."""
@@ -226,7 +277,9 @@ def doctor() -> None:
 
 @models_app.command("fetch")
 def fetch_models(
-    names: Annotated[list[str] | None, typer.Argument(help="Models; all that the course uses if none is named.")] = None,
+    names: Annotated[
+        list[str] | None, typer.Argument(help="Models; all that the course uses if none is named.")
+    ] = None,
 ) -> None:
     """Get the course's models, once, and verify them."""
     from gpu_env import models

@@ -38,9 +38,11 @@ class CourseError(AutograderError):
 
 def configure(config: Any, isolation: str = "sandbox") -> None:
     """Make nbgrader use our preprocessors. Call this in `nbgrader_config.py`."""
-    from autograder import preprocessors
+    from autograder import intake, preprocessors
 
     config.EnterResults.isolation = isolation
+    config.ExchangeFactory.collect = intake.PlainCollect
+    config.Autograde.pre_convert_hook = intake.set_aside
     config.Autograde.sanitize_preprocessors = preprocessors.SANITIZE
     config.Autograde.autograde_preprocessors = preprocessors.AUTOGRADE
 

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from nbgrader.api import Gradebook, MissingEntry
+from nbgrader.utils import parse_utc
 from sqlalchemy.exc import SQLAlchemyError
 
 from autograder import build, course, results
@@ -127,6 +128,11 @@ def _obstacle(submitted: Path, name: str) -> str:
             f"Only {name}.py was handed in, and nbgrader enters notebooks. Make one from it, then grade again: "
             f"autograder sync {shlex.quote(f'{submitted / name}.py')}"
         )
+    if said := _timestamp(submitted):
+        try:
+            parse_utc(said.decode().strip() or "2000-01-01")
+        except (ValueError, OverflowError):
+            return "timestamp.txt holds no time. Put the time at which it was handed in there, then grade again."
     return ""
 
 

@@ -7,6 +7,7 @@ trust: a judge that dies, hangs or sends nonsense has its submission judged once
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import gc
 import json
 import os
@@ -15,7 +16,7 @@ import selectors
 import signal
 import sys
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -155,7 +156,7 @@ class Grader:
             try:
                 while running or (waiting and not self.stopping):
                     while waiting and len(running) < self.workers and not self.stopping:
-                        started = self._start(*waiting.pop())
+                        started = self._start(*waiting.pop(), [each.slot for each in running.values()])
                         running[started.pipe] = started
                         selector.register(started.pipe, selectors.EVENT_READ)
                     for ready, _ in selector.select(timeout=0.2):
@@ -176,8 +177,9 @@ class Grader:
         """Start no further job."""
         self.stopping = True
 
-    def _start(self, job: Job, tries: int) -> _Running:
+    def _start(self, job: Job, tries: int, taken: Collection[int]) -> _Running:
         seed = secrets.randbits(63)
+        slot = next(number for number in range(self.workers) if number not in taken)
         parent = os.getpid()
         read, write = os.pipe()
         sys.stdout.flush()
@@ -186,16 +188,23 @@ class Grader:
         pid = os.fork()
         if pid == 0:
             os.close(read)
-            self._judge_and_exit(job, seed, write, started, parent)
+            self._judge_and_exit(job, seed, write, started, parent, slot)
         os.close(write)
         os.set_blocking(read, False)
-        return _Running(job, tries, seed, pid, read, started)
+        return _Running(job, tries, seed, pid, read, started, slot)
+
+    def _limits(self, slot: int) -> Limits:
+        """The limits of what runs in `slot`: a processor for each, else one submission's busy processes slow all others."""
+        if self.workers < 2 or not hasattr(os, "sched_getaffinity"):
+            return self.limits
+        cores = sorted(os.sched_getaffinity(0))
+        return dataclasses.replace(self.limits, core=cores[slot % len(cores)])
 
     def _patience(self) -> float:
         """Seconds without a sign of life after which a judge counts as hanging."""
         return self.suite.assignment.check_s + SILENCE_S
 
-    def _judge_and_exit(self, job: Job, seed: int, write: int, started: float, parent: int) -> None:
+    def _judge_and_exit(self, job: Job, seed: int, write: int, started: float, parent: int, slot: int) -> None:
         """In the forked judge: into the pipe go signs of life, then findings as JSON. Does not return."""
         code = 1
         times = {"fork_s": time.monotonic() - started}
@@ -208,7 +217,7 @@ class Grader:
             assert job.submission is not None
             findings = judge(
                 self.suite.assignment, self.suite.files, job.submission, self.suite.manifest, self.sandbox,
-                seed=seed, limits=self.limits, times=times, watchers=[_SignOfLife(write)],
+                seed=seed, limits=self._limits(slot), times=times, watchers=[_SignOfLife(write)],
             )  # fmt: skip
             text = json.dumps({"findings": [finding.model_dump(mode="json") for finding in findings], "times": times})
             with open(write, "wb") as stream:
@@ -275,6 +284,8 @@ class _Running:
     pid: int
     pipe: int
     started: float
+    slot: int
+    """Which of those that run at the same time it is."""
     data: bytearray = field(default_factory=bytearray)
     heard: float = field(default_factory=time.monotonic)
     ended: bool = False

@@ -58,6 +58,8 @@ class Limits:
     """The largest file; at level 3 also all of /scratch, and the same again of /dev/shm."""
     scratch_files: int = 10_000
     """At level 3 only."""
+    core: int | None = None
+    """The only processor that it runs on (level 0: any)."""
     output_bytes: int = 64 << 10
     """Of stdout and stderr together that are kept: the beginning and the end."""
 

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
+import fnmatch
 import os
-import tempfile
+import random
+import secrets
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -19,6 +22,7 @@ from autograder import corpus, results, suite
 from autograder.feedback import points_text
 from autograder.grading import Graded, Grader, Job, discover, first_interrupt, stored
 from autograder.isolation import LEVELS
+from autograder.manifest import HELPERS
 from autograder.progress import Steps
 from autograder.sandbox import Sandbox, SandboxUnavailable, best_sandbox
 
@@ -26,7 +30,6 @@ if TYPE_CHECKING:
     from autograder.gradebook import Entered, Recorded
 
 __all__ = ["CorpusRun", "CourseRun", "grade_corpus", "grade_course", "print_grades"]
-
 
 
 @dataclass(frozen=True)
@@ -145,17 +148,27 @@ def grade_course(
 def print_grades(outcome: CourseRun, console: Console) -> None:
     """The table of grades and what there is to know about the run."""
     table = Table(title=outcome.name, title_justify="left")
-    for column in ("student", *(f"{number}" for number, _ in enumerate(outcome.tasks, 1)), "total", "gradebook", "status"):
+    for column in (
+        "student",
+        *(f"{number}" for number, _ in enumerate(outcome.tasks, 1)),
+        "total",
+        "gradebook",
+        "status",
+    ):
         table.add_column(column, justify="left" if column in ("student", "status") else "right", overflow="fold")
     for each in outcome.graded:
         tasks = {task.task: task for task in each.score.tasks} if each.score and not each.score.withheld else {}
-        cells = [f"{points_text(tasks[name].points)}/{tasks[name].max_points}" if tasks else "–" for name in outcome.tasks]
+        cells = [
+            f"{points_text(tasks[name].points)}/{tasks[name].max_points}" if tasks else "–" for name in outcome.tasks
+        ]
         total = f"{points_text(each.score.points)}/{each.score.max_points}" if each.score and tasks else "–"
         book = outcome.book.get(each.student)
         notes = "" if book is None else (" late" if book.late_penalty else "") + (" manual" if book.manual else "")
         entered = outcome.entered.get(each.student)
         status = each.status if not (entered and entered.problem) else "not entered"
-        table.add_row(escape(each.student), *cells, total, "–" if book is None else points_text(book.total) + notes, status)
+        table.add_row(
+            escape(each.student), *cells, total, "–" if book is None else points_text(book.total) + notes, status
+        )
     console.print(table)
     console.print("  ".join(f"{number} {name}" for number, name in enumerate(outcome.tasks, 1)), highlight=False)
     for each in outcome.graded:
@@ -189,38 +202,117 @@ def print_grades(outcome: CourseRun, console: Console) -> None:
         )
 
 
+NEIGHBOURS = 3
+"""Ordinary submissions with a secret in their source that are graded among the others of the corpus."""
+
+
 @dataclass(frozen=True)
 class CorpusRun:
-    """How the corpus was graded."""
+    """How the corpus was graded. `complaints` maps submissions to what is not as their head says."""
 
-    complaints: tuple[str, ...]
     counts: dict[str, int]
     """Submissions by kind."""
+    complaints: dict[str, tuple[str, ...]]
+    unkilled: tuple[str, ...]
+    """Checks that no wrong submission fails."""
+    canaries: tuple[str, ...]
+    """Places of secrets that some submission got hold of."""
+    planted: int
+    left: tuple[str, ...]
+    """What is on the machine that was not there before."""
+    order: int
+    """Seed of the order in which they were graded."""
     isolation: str
     seconds: float
 
+    @property
+    def fine(self) -> bool:
+        return not (self.complaints or self.unkilled or self.canaries or self.left)
 
-def grade_corpus(name: str, *, isolation: str, steps: Steps) -> CorpusRun:
-    """Grade the corpus of `name` and compare with the heads of its files."""
+    @property
+    def figures(self) -> dict[str, int | float | str]:
+        """All that is counted, for programs."""
+        bad = [name.partition("-")[0] for name in self.complaints]
+        return {
+            "attacks_tried": self.counts["hostile"],
+            "attacks_effective": bad.count("hostile"),
+            "canaries_planted": self.planted,
+            "canaries_read": len(self.canaries),
+            "left_behind": len(self.left),
+            "honest_tried": self.counts["honest"],
+            "honest_punished": bad.count("honest"),
+            "right_tried": self.counts["right"],
+            "right_below_full": bad.count("right"),
+            "wrong_tried": self.counts["wrong"],
+            "wrong_uncaught": bad.count("wrong"),
+            "unkilled_checks": len(self.unkilled),
+            "order": self.order,
+            "isolation": self.isolation,
+            "seconds": round(self.seconds, 1),
+        }
+
+
+def grade_corpus(
+    name: str, *, isolation: str, steps: Steps, order: int | None = None, only: Sequence[str] = ()
+) -> CorpusRun:
+    """Grade the corpus of `name` in random order, among ordinary submissions, and compare with the heads of its files.
+
+    Beside that: look for secrets in all that submissions say, and for what they leave behind on the machine. Attacks are
+    tried in a sandbox only. `order` is the seed of an earlier run; `only` are patterns of names, as in "hostile-*".
+    """
     began = time.monotonic()
+    order = secrets.randbits(32) if order is None else order
     loaded = suite.load(name)
-    entries = {f"{entry.kind}-{entry.name}": entry for entry in corpus.load(name)}
-    found: list[str] = []
-    with tempfile.TemporaryDirectory() as folder, _sandbox(loaded, _level(isolation)) as sandbox:
-        grader = Grader(loaded, sandbox, Path(folder), workers=_cores())
-        grader.warm_up()
-        with steps.step(f"grading the corpus of {name}", len(entries)) as progress:
+    complaints: dict[str, tuple[str, ...]] = {}
+    with contextlib.ExitStack() as stack:
+        world = stack.enter_context(corpus.private_world())
+        left = corpus.Leftovers(name, world)
+        canaries = stack.enter_context(corpus.Canaries(name, world))
+        with _sandbox(loaded, _level(isolation)) as sandbox:
+            entries = _corpus_entries(name, only, canaries, attacks=sandbox.isolation.level >= LEVELS["sandbox"])
+            grader = Grader(loaded, corpus.overhear(sandbox, world / "heard"), world / "results", workers=_cores())
+            grader.warm_up()
+            jobs = [Job(each.key, each.submission(loaded.manifest)) for each in entries.values()]
+            random.Random(order).shuffle(jobs)
+            with steps.step(f"grading the corpus of {name}", len(entries)) as progress:
 
-            def done(each: Graded) -> None:
-                found.extend(corpus.complaints(entries[each.student], each))
-                progress.advance(_line(each))
+                def done(each: Graded) -> None:
+                    if found := corpus.complaints(entries[each.student], each):
+                        complaints[each.student] = tuple(found)
+                    progress.advance(_line(each))
 
-            grader.grade([Job(key, entry.submission(loaded.manifest)) for key, entry in entries.items()], done)
-        used = _words(sandbox)
-    found += [f"no wrong submission fails {check}" for check in corpus.unkilled(entries.values(), loaded.assignment)]
+                grader.grade(jobs, done)
+            used = _words(sandbox)
+        read = canaries.read([world / "results", world / "heard"])
+        canaries.close()
+        left_behind = left.found()
     kinds = [entry.kind for entry in entries.values()]
-    counts = {kind: kinds.count(kind) for kind in corpus.KINDS}
-    return CorpusRun(tuple(sorted(found)), counts, used, time.monotonic() - began)
+    return CorpusRun(
+        counts={kind: kinds.count(kind) for kind in corpus.KINDS},
+        complaints=dict(sorted(complaints.items())),
+        unkilled=() if only else tuple(corpus.unkilled(entries.values(), loaded.assignment)),
+        canaries=tuple(read),
+        planted=len(canaries.places),
+        left=tuple(left_behind),
+        order=order,
+        isolation=used,
+        seconds=time.monotonic() - began,
+    )
+
+
+def _corpus_entries(
+    name: str, only: Sequence[str], canaries: corpus.Canaries, *, attacks: bool
+) -> dict[str, corpus.Entry]:
+    """What is to be graded, by key, with the neighbours. Without `attacks` nothing that means harm."""
+    entries = [entry for entry in corpus.load(name) if attacks or entry.kind != "hostile"]
+    if only:
+        entries = [entry for entry in entries if any(fnmatch.fnmatch(entry.key, pattern) for pattern in only)]
+    reference = corpus.reference(name)
+    for number in range(1, NEIGHBOURS + 1):
+        secret = canaries.new(f"the source of neighbour {number}")
+        answers = reference.answers | {HELPERS: f"{reference.answers[HELPERS]}\nSECRET = {secret!r}  # {number}"}
+        entries.append(dataclasses.replace(reference, name=f"neighbour{number}", answers=answers))
+    return {entry.key: entry for entry in entries}
 
 
 @contextlib.contextmanager
@@ -276,7 +368,9 @@ def _locked(folder: Path) -> int:
         folder.mkdir(parents=True, exist_ok=True)
         folder.chmod(0o700)
         file = os.open(folder / ".lock", os.O_RDWR | os.O_CREAT, 0o600)
-        with contextlib.suppress(ImportError):  # where flock is not there are no namespaces: nothing is graded for marks
+        with contextlib.suppress(
+            ImportError
+        ):  # where flock is not there are no namespaces: nothing is graded for marks
             import fcntl
 
             try:

@@ -11,7 +11,8 @@ Covered:
 - shared memory: of others is out of reach; the worker's own /dev/shm vanishes with it
 - privileges: no capabilities, no set-uid programs, no further namespaces or mounts
 - leftovers: processes end with the worker, whatever they did to leave it
-- limits: memory and CPU time per process, number of processes and threads, bytes and number of scratch files
+- limits: memory and CPU time per process, number of processes and threads, bytes and number of scratch files; one
+  processor where asked for, so that a neighbour on another one keeps its speed
 - devices: the few harmless ones, and those of a GPU where asked for
 Not covered:
 - kernel faults: host and worker share one kernel
@@ -31,6 +32,7 @@ import resource
 import socket
 import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any
 
 from autograder.worker import landlock, seccomp
 
@@ -249,7 +251,7 @@ def worker_namespaces() -> None:
 
 
 def enter_worker(
-    limits: Mapping[str, int], reap: Callable[[int], None], filter_program: bytes, devices: Sequence[str] = ()
+    limits: Mapping[str, Any], reap: Callable[[int], None], filter_program: bytes, devices: Sequence[str] = ()
 ) -> tuple[tuple[str, ...], tuple[str, ...]]:
     """As process 1 of the new pid namespace: raise all inner walls, fork, and return in the worker only.
 
@@ -295,8 +297,13 @@ def enter_worker(
     return tuple(raised), tuple(refused)
 
 
-def set_limits(limits: Mapping[str, int], mapped: int, *, address_space: bool) -> None:
+def set_limits(limits: Mapping[str, Any], mapped: int, *, address_space: bool) -> None:
     """Limit this process; its memory to `mapped` bytes more than asked for, if at all. Raises WallError."""
+    if (core := limits["core"]) is not None:
+        try:
+            os.sched_setaffinity(0, {core})
+        except OSError as error:
+            raise WallError(f"run on processor {core} only", error.errno or 0) from None
     memory = mapped + limits["memory_bytes"]
     for what, soft, hard in (
         (resource.RLIMIT_CPU, limits["cpu_s"], limits["cpu_s"] + 1),  # SIGXCPU can be ignored, SIGKILL cannot

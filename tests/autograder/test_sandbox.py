@@ -328,6 +328,23 @@ class TestEveryLevel:
 
 
 class TestWalls:
+    @covers("seccomp: processors", "walls: limits", "confine: limits")
+    def test_the_grader_chooses_the_processor(self, start_walled: Start) -> None:
+        """A worker stays where it is put, whatever it asks for, and so do its children."""
+        last = max(os.sched_getaffinity(0))
+        source = """
+import os
+read, write = os.pipe()
+os.sched_setaffinity(0, range(os.cpu_count()))
+if os.fork() == 0:
+    os.sched_setaffinity(0, {0})
+    os.write(write, repr(sorted(os.sched_getaffinity(0))).encode())
+    os._exit(0)
+reply([sorted(os.sched_getaffinity(0)), eval(os.read(read, 100))])"""
+        assert start_walled(source, replace(SMALL, core=last)).answer() == [[last], [last]]
+        everywhere = sorted(os.sched_getaffinity(0))
+        assert start_walled(source).answer() == [everywhere, everywhere]
+
     @covers("confine: files", "walls: files")
     def test_grader_files_cannot_be_opened(self, start_walled: Start, tmp_path: Path) -> None:
         """Hidden checks, solutions, accounts and other folders can be neither read, listed nor written."""
