@@ -211,7 +211,7 @@ class Graded:
 def half(course: Course, student: str, change: Callable[[Notebook], None] = lambda notebook: None) -> Path:
     """Hand in a notebook whose honest part is worth half, changed by an attack."""
     course.solve(student, **HALF)
-    path = course.folder(student) / "tiny.ipynb"
+    path: Path = course.folder(student) / "tiny.ipynb"
     notebook = nbformat.read(path, as_version=4)
     change(notebook)
     course.hand_in(student, copy.deepcopy(notebook))
@@ -227,7 +227,7 @@ def labelled(folder: Path) -> None:
 
 def own_exchange(course: Course) -> Path:
     """An exchange that no other test uses."""
-    exchange = course.tmp.with_name("own exchange")
+    exchange: Path = course.tmp.with_name("own exchange")
     exchange.mkdir()
     exchange.chmod(0o777)
     with open(course.root / "nbgrader_config.py", "a") as config:
@@ -465,7 +465,7 @@ def formgrader_page(course: Course, student: str) -> str:
     config = Config()
     config.HTMLExporter.template_name = "formgrade"
     config.HTMLExporter.extra_template_basedirs = [formgrader.template_path]
-    about = dict.fromkeys(("assignment_id", "notebook_id", "submission_id"), "tiny") | {"index": 0, "total": 1}
+    about: dict[str, object] = dict.fromkeys(("assignment_id", "notebook_id", "submission_id"), "tiny") | {"index": 0, "total": 1}
     about |= {"base_url": "", "student": student, "last_name": None, "first_name": None, "notebook_path": "tiny.ipynb"}
     path = course.root / "autograded" / student / "tiny" / "tiny.ipynb"
     page, _ = HTMLExporter(config=config).from_filename(str(path), resources=about)
