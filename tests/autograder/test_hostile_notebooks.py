@@ -465,7 +465,10 @@ def formgrader_page(course: Course, student: str) -> str:
     config = Config()
     config.HTMLExporter.template_name = "formgrade"
     config.HTMLExporter.extra_template_basedirs = [formgrader.template_path]
-    about: dict[str, object] = dict.fromkeys(("assignment_id", "notebook_id", "submission_id"), "tiny") | {"index": 0, "total": 1}
+    about: dict[str, object] = dict.fromkeys(("assignment_id", "notebook_id", "submission_id"), "tiny") | {
+        "index": 0,
+        "total": 1,
+    }
     about |= {"base_url": "", "student": student, "last_name": None, "first_name": None, "notebook_path": "tiny.ipynb"}
     path = course.root / "autograded" / student / "tiny" / "tiny.ipynb"
     page, _ = HTMLExporter(config=config).from_filename(str(path), resources=about)
