@@ -15,6 +15,7 @@ Not covered: tampering by somebody who can write the folder (the manifest lies b
 from __future__ import annotations
 
 import contextlib
+import errno
 import hashlib
 import importlib
 import importlib.util
@@ -405,8 +406,8 @@ def _put_in_place(built: Path, final: Path, name: str) -> None:
         try:
             built.rename(final)
             return
-        except OSError:
-            if not final.exists():
+        except OSError as error:
+            if error.errno not in (errno.ENOTEMPTY, errno.EEXIST):
                 raise
         if _sound(name):
             return
