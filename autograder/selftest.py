@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from autograder.sandbox import Limits, Worker
+    from autograder.isolation import Limits, Worker
 
 __all__ = ["attack"]
 
