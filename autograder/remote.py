@@ -10,6 +10,7 @@ A Python function among the arguments runs in the judge when the submission call
 from __future__ import annotations
 
 import inspect
+import socket
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -137,6 +138,21 @@ class RunningSubmission:
         except (TypeError, KeyError, ValueError):
             raise self._ready().broken("sent a description that is none") from None
 
+    def exchange(self, message: list[Any], sockets: Sequence[socket.socket] = ()) -> Any:
+        """One message of the wire's protocol to the running worker, and its answer. For `autograder.served`."""
+        return self._ready().exchange(message, sockets=sockets)
+
+    def end_reason(self, wait_s: float = 0.0) -> str | None:
+        """How the worker ended, to follow "your code ..."; `None` while it runs. Waits up to `wait_s` seconds for that."""
+        return self._session.worker.end_reason(wait_s) if self._session else None
+
+    def time_left(self) -> float:
+        """Seconds that a call which begins now may take: the limit of one call, or what is left of the check."""
+        try:
+            return self._time().left() or self._call_s
+        except TimeoutError:
+            raise SubmissionFault("ran out of the time that the whole check has", timeout=True) from None
+
     def printed(self, lines: int = 10) -> str:
         """The last lines that the submission printed since the check began."""
         text = self._session.worker.output() if self._session else ""
@@ -195,10 +211,12 @@ class _Session:
             raise SubmissionFault("lost an object: the process that held it ended in an earlier call")
         return self.exchange(message)
 
-    def exchange(self, message: list[Any], deadline: Deadline | None = None) -> Any:
+    def exchange(
+        self, message: list[Any], deadline: Deadline | None = None, sockets: Sequence[socket.socket] = ()
+    ) -> Any:
         """Send, answer the worker's calls of our functions, and return the value of the reply."""
         try:
-            return self._exchange(message, deadline)
+            return self._exchange(message, deadline, sockets)
         except SubmissionRaised:
             raise
         except SubmissionFault as fault:
@@ -209,7 +227,7 @@ class _Session:
             self.kill()
             raise
 
-    def _exchange(self, message: list[Any], deadline: Deadline | None) -> Any:
+    def _exchange(self, message: list[Any], deadline: Deadline | None, sockets: Sequence[socket.socket]) -> Any:
         try:
             deadline = deadline or self.owner._time()
         except TimeoutError:
@@ -218,6 +236,8 @@ class _Session:
         self.owner.times["calls"] += 1
         try:
             self.wire.send(message, self.encode, deadline)
+            if sockets:
+                self._pass(sockets)
             while True:
                 reply = self.wire.receive(self.decode, deadline)
                 kind = reply[0] if reply and type(reply[0]) is str else None  # == of an array is no bool
@@ -242,6 +262,14 @@ class _Session:
             raise SubmissionFault(self.worker.end_reason() or "ended without an answer") from None
         except WireError as error:
             raise SubmissionFault(f"sent something that cannot be read: {error}") from None
+
+    def _pass(self, sockets: Sequence[socket.socket]) -> None:
+        try:
+            socket.send_fds(self.worker.sock, [b"\0"], [each.fileno() for each in sockets])
+        except TimeoutError:
+            raise
+        except OSError as error:
+            raise WireClosed(str(error)) from None
 
     def broken(self, why: str) -> SubmissionFault:
         self.kill()

@@ -14,7 +14,9 @@ from autograder.errors import AutograderError
 __all__ = ["Assignment", "Check", "SpecError", "Task"]
 
 
-RESERVED = frozenset({"begin_check", "close", "describe", "fresh", "load_errors", "printed", "times"})
+RESERVED = frozenset({
+    "begin_check", "close", "describe", "end_reason", "exchange", "fresh", "load_errors", "printed", "time_left", "times",
+})  # fmt: skip
 
 
 class SpecError(AutograderError):

@@ -6,6 +6,9 @@ Messages from the judge, each answered by one `value` or `raised`:
     describe  name                           what the module binds to that name, and its parameters
     call      target, name, args, kwargs     call a function of the module, or a method of an object kept here
     each      target, name, [args, ...]      the same once for each list of arguments
+    serve     name, kwargs, [name, ...]      serve the ASGI app that a function of the module makes; sockets follow
+    drain                                    ask that service to stop
+    ended     seconds                        whether it has stopped; waits that long for it
 
 While a call runs, student code that calls a function of the judge's sends `invoke` and waits for the answer.
 """
@@ -24,7 +27,7 @@ import types
 from collections.abc import Callable
 from typing import Any
 
-from autograder.worker import arrays
+from autograder.worker import apps, arrays
 from autograder.worker.wire import Array, Deadline, Ref, Wire, WireClosed, WireError
 
 __all__ = ["serve"]
@@ -50,10 +53,11 @@ class _Server:
         self.module = types.ModuleType("submission")
         self.cells: set[str] = set()
         self.lock = threading.RLock()  # student threads may call the judge's functions too
+        self.service: apps.Service | None = None
 
     def run(self) -> None:
         handlers: dict[str, Callable[..., Any]] = {"load": self.load, "describe": self.describe, "call": self.call}
-        handlers["each"] = self.each
+        handlers |= {"each": self.each, "serve": self.serve_app, "drain": self.drain, "ended": self.ended}
         while True:
             try:
                 kind, *arguments = self.wire.receive(self.decode, FOREVER)
@@ -91,7 +95,7 @@ class _Server:
             self.cells.add(filename)
             linecache.cache[filename] = (len(source), None, source.splitlines(keepends=True), filename)
             try:
-                exec(compile(source, filename, "exec", dont_inherit=True), self.module.__dict__)
+                exec(compile(source, filename, "exec", dont_inherit=True), self.module.__dict__)  # noqa: S102 - what a worker is for
             except BaseException as error:
                 failed[name] = self.describe_error(error)
         return failed
@@ -118,6 +122,18 @@ class _Server:
 
     def each(self, target: Any, name: str, calls: list[list[Any]]) -> list[Any]:
         return [self.call(target, name, args, {}) for args in calls]
+
+    def serve_app(self, factory: str, kwargs: dict[str, Any], names: list[str]) -> None:
+        listener, *others = apps.receive_sockets(self.wire.sock, 1 + len(names))
+        app = self.call(None, factory, [], kwargs | dict(zip(names, others, strict=True)))
+        self.service = apps.Service(app, listener)
+
+    def drain(self) -> None:
+        if self.service is not None:
+            self.service.drain()
+
+    def ended(self, wait_s: float) -> bool:
+        return self.service is None or self.service.ended(wait_s)
 
     def invoke(self, number: int, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """Call a function that runs in the judge."""
