@@ -146,6 +146,8 @@ def read_source(name: str) -> Source:
         preload=assignment.preload,
         call_s=assignment.call_s,
         check_s=assignment.check_s,
+        cpu_s=assignment.cpu_s,
+        memory_bytes=assignment.memory_bytes,
         cells=order,
         given=given,
         stubs={},

@@ -53,6 +53,7 @@ def judge(
     pytest plug-ins. Raises `SuiteError` if the suite is broken; a check that is broken gives a finding. Changes this process
     (pytest imports the suite), so run it in a fork or a process of its own.
     """
+    limits = limits or Limits(cpu_s=assignment.cpu_s, memory_bytes=assignment.memory_bytes)
     running = RunningSubmission(submission.module(manifest), sandbox, limits, call_s=assignment.call_s)
     plugin = JudgePlugin(assignment, submission, running, seed, only)
     os.environ["PYTEST_DISABLE_PLUGIN_AUTOLOAD"] = "1"

@@ -50,6 +50,8 @@ class Manifest(BaseModel):
     preload: tuple[str, ...]
     call_s: float
     check_s: float
+    cpu_s: int
+    memory_bytes: int
     cells: tuple[str, ...]
     given: dict[str, str]
     stubs: dict[str, str]
@@ -63,7 +65,10 @@ class Manifest(BaseModel):
     def public_assignment(self) -> Assignment:
         """The assignment as far as its public checks go."""
         tasks = (Task(name, entry.title, entry.minutes, entry.public) for name, entry in self.tasks.items())
-        return Assignment(self.assignment, self.title, tuple(tasks), (), self.call_s, self.check_s)
+        return Assignment(
+            self.assignment, self.title, tuple(tasks),
+            call_s=self.call_s, check_s=self.check_s, cpu_s=self.cpu_s, memory_bytes=self.memory_bytes,
+        )  # fmt: skip
 
     @classmethod
     def load(cls, folder: Path) -> Manifest:

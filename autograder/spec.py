@@ -85,15 +85,19 @@ class Assignment:
     """One graded unit. `name` is that of `solutions/<name>.py` and of `assignments/<name>/`.
 
     `preload` names modules that workers have imported before a submission runs (they cost seconds each).
-    `call_s` and `check_s` limit one call into the submission and one whole check, in seconds of wall time.
+    `models` names models of `gpu_env.models` that workers may read. `call_s` and `check_s` limit one call into the
+    submission and one whole check, in seconds of wall time; `cpu_s` and `memory_bytes` limit each of its workers.
     """
 
     name: str
     title: str
     tasks: tuple[Task, ...]
     preload: tuple[str, ...] = ()
+    models: tuple[str, ...] = ()
     call_s: float = 10.0
     check_s: float = 60.0
+    cpu_s: int = 60
+    memory_bytes: int = 2 << 30
 
     def __post_init__(self) -> None:
         if not self.name.isidentifier():
