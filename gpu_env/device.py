@@ -1,14 +1,14 @@
 """What this machine is, and why the autograder treats it as it does.
 
-GPUs are read through NVML, the driver's management library: unlike torch it creates no CUDA context, so this costs no
-GPU memory and a process may still fork afterwards. Packages are read from their metadata and never imported.
+GPUs are read through NVML (`gpu_env.nvml`), packages from their metadata: neither torch nor CUDA is loaded. `state` reads
+what changes while one measures: clocks, slowdowns, who else computes.
 
-Not covered: AMD and Apple GPUs (reported as none), MIG slices (the whole GPU is reported), what is free at the moment.
+Not covered: limits of cgroup version 1, and what `gpu_env.nvml` does not cover.
 """
 
 from __future__ import annotations
 
-import importlib
+import contextlib
 import importlib.metadata
 import os
 import platform
@@ -16,17 +16,13 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+from gpu_env import nvml
+from gpu_env.nvml import Gpu, GpuState, state
+
+__all__ = ["PACKAGES", "Gpu", "GpuState", "Machine", "caches", "describe", "state"]
+
 PACKAGES = ("torch", "transformers", "vllm", "bitsandbytes", "fastapi", "nbgrader")
-
-
-@dataclass(frozen=True)
-class Gpu:
-    """One GPU: total memory in bytes, driver version, CUDA compute capability such as "9.0"."""
-
-    name: str
-    memory_bytes: int
-    driver: str
-    capability: str
+PROC, CGROUPS, CPUS = Path("/proc"), Path("/sys/fs/cgroup"), Path("/sys/devices/system/cpu")
 
 
 @dataclass(frozen=True)
@@ -58,8 +54,8 @@ def describe() -> Machine:
     packages = _packages()
     cores, cores_why = _cores()
     memory_bytes, memory_why = _memory()
-    found, gpus_why = _gpus()
-    gpus, visible_why = _visible(found)
+    found, gpus_why = nvml.gpus()
+    gpus, visible_why = nvml.visible(found)
     obstacle = _torch_without_cuda(packages.get("torch")) if gpus else visible_why or gpus_why
     tier: Literal["cpu", "gpu"] = "cpu" if obstacle else "gpu"
     tier_why = obstacle or visible_why or gpus_why
@@ -102,10 +98,11 @@ def _cores() -> tuple[int, str]:
     if affinity is None:
         return os.cpu_count() or 1, "all that the system reports (it has no affinity mask)"
     cores, total = len(affinity(0)), os.cpu_count()
-    quota = _cgroup("cpu.max").split()
+    pairs = [text.split() for text in _limits("cpu.max")]
+    quotas = [int(pair[0]) / int(pair[1]) for pair in pairs if len(pair) == 2 and pair[0].isdigit()]
     note = ""
-    if len(quota) == 2 and quota[0].isdigit() and int(quota[0]) < cores * int(quota[1]):
-        note = f"; the container's quota allows {int(quota[0]) / int(quota[1]):g} of them at a time"
+    if quotas and min(quotas) < cores:
+        note = f"; its cgroup's quota allows {min(quotas):g} of them at a time"
     return cores, f"the affinity mask of this process on a machine of {total}{note}"
 
 
@@ -114,68 +111,49 @@ def _memory() -> tuple[int | None, str]:
         physical = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     except (AttributeError, OSError, ValueError):
         return None, "unknown, because the system does not report it"
-    limit = _cgroup("memory.max").strip()
-    if limit.isdigit() and int(limit) < physical:
-        return int(limit), f"the container's limit ({_gib(int(limit))} of {_gib(physical)})"
-    return physical, "all of the machine's, no container limit found"
+    limit = min((int(limit) for limit in _limits("memory.max") if limit.isdigit()), default=physical)
+    if limit < physical:
+        return limit, f"the limit of this process's cgroup ({_gib(limit)} of {_gib(physical)})"
+    return physical, "all of the machine's, no cgroup limits it"
 
 
-def _cgroup(file: str) -> str:
+def _limits(file: str) -> list[str]:
+    """What a cgroup (version 2) file says in this process's group and in every group above it; each of them binds."""
     try:
-        return (Path("/sys/fs/cgroup") / file).read_text(encoding="ascii", errors="replace")
+        membership = (PROC / "self" / "cgroup").read_text(encoding="utf-8", errors="replace")
     except OSError:
-        return ""  # no cgroup v2 here: no limit that we could know of
-
-
-def _gpus() -> tuple[list[tuple[str, Gpu]], str]:
-    """All GPUs as (uuid, Gpu) in NVML's order, and why the list is as it is."""
-    try:
-        nvml: Any = importlib.import_module("pynvml")
-    except ImportError:
-        return [], "NVML cannot be asked (package nvidia-ml-py is not installed)"
-    try:
-        nvml.nvmlInit()
-    except nvml.NVMLError as error:
-        return [], f"NVML found no GPU driver ({error})"
-    try:
-        driver = _text(nvml.nvmlSystemGetDriverVersion())
-        gpus = []
-        for index in range(nvml.nvmlDeviceGetCount()):
-            handle = nvml.nvmlDeviceGetHandleByIndex(index)
-            major, minor = nvml.nvmlDeviceGetCudaComputeCapability(handle)
-            gpu = Gpu(
-                name=_text(nvml.nvmlDeviceGetName(handle)),
-                memory_bytes=int(nvml.nvmlDeviceGetMemoryInfo(handle).total),
-                driver=driver,
-                capability=f"{major}.{minor}",
-            )
-            gpus.append((_text(nvml.nvmlDeviceGetUUID(handle)), gpu))
-    except nvml.NVMLError as error:
-        return [], f"NVML could not describe the GPUs ({error})"
-    finally:
-        nvml.nvmlShutdown()
-    return gpus, f"NVML found {len(gpus)} GPU(s)" if gpus else "NVML found no GPU"
-
-
-def _visible(found: list[tuple[str, Gpu]]) -> tuple[list[tuple[str, Gpu]], str]:
-    """Those that CUDA would show, which NVML does not know of, and why (empty: all of them).
-
-    As CUDA does, the list ends at the first entry that names no GPU. With unlike GPUs CUDA may number them by speed;
-    CUDA_DEVICE_ORDER=PCI_BUS_ID makes its numbers those used here.
-    """
-    chosen = os.environ.get("CUDA_VISIBLE_DEVICES")
-    if chosen is None or not found:
-        return found, ""
-    kept: list[tuple[str, Gpu]] = []
-    for entry in (part.strip() for part in chosen.split(",")):
-        if entry.isdigit():
-            matches = found[int(entry) : int(entry) + 1]
-        else:
-            matches = [pair for pair in found if entry.startswith("GPU-") and pair[0].startswith(entry)]
-        if len(matches) != 1:
+        return []  # not Linux
+    path = next((line[3:] for line in membership.splitlines() if line.startswith("0::")), "/")
+    group = CGROUPS / path.strip("/")
+    found = []
+    for folder in (group, *group.parents):
+        if not folder.is_relative_to(CGROUPS):
             break
-        kept += matches
-    return kept, f"CUDA_VISIBLE_DEVICES shows {len(kept)} of the {len(found)} GPU(s) that NVML found"
+        with contextlib.suppress(OSError):
+            found.append((folder / file).read_text(encoding="ascii").strip())
+    return found
+
+
+def caches() -> dict[int, int]:
+    """Bytes of data cache at each level, summed over the caches that this process's cores use: {1: ..., 2: ..., 3: ...}.
+
+    A hypervisor may report a shared cache as larger or smaller than it is. Empty where Linux' sysfs is not there.
+    """
+    affinity: set[int] = getattr(os, "sched_getaffinity", lambda pid: set())(0)
+    seen: dict[tuple[int, str], int] = {}
+    for core in affinity:
+        for index in (CPUS / f"cpu{core}" / "cache").glob("index*"):
+            try:
+                level, kind, size, sharers = (
+                    (index / name).read_text(encoding="ascii").strip()
+                    for name in ("level", "type", "size", "shared_cpu_list")
+                )
+            except OSError:
+                continue
+            if kind != "Instruction" and size.endswith("K"):
+                seen[int(level), sharers] = int(size[:-1]) * 1024
+    levels = sorted({level for level, _ in seen})
+    return {level: sum(size for (of, _), size in seen.items() if of == level) for level in levels}
 
 
 def _torch_without_cuda(version: str | None) -> str:
@@ -184,10 +162,6 @@ def _torch_without_cuda(version: str | None) -> str:
     if version.endswith("+cpu"):
         return f"torch {version} is built without CUDA"
     return ""
-
-
-def _text(value: str | bytes) -> str:
-    return value.decode("utf-8", "replace") if isinstance(value, bytes) else value  # older bindings return bytes
 
 
 def _gib(number: int) -> str:
