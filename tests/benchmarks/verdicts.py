@@ -117,8 +117,10 @@ def _cell(cell: dict[str, Any]) -> str:
 # ------------------------------------------------------------------------------------------------------------ field
 
 
-def run_field(verdicts: int, cells: list[str], seed: int, save: Callable[[dict[str, Any]], None]) -> dict[str, Any]:
-    """By cell: rates of verdicts at each true ratio, with what was measured on the way."""
+def run_field(
+    verdicts: int, cells: list[str], seed: int, save: Callable[[dict[str, Any]], None], minutes: float = math.inf
+) -> dict[str, Any]:
+    """By cell: rates of verdicts at each true ratio, with what was measured on the way. A cell may take `minutes`."""
     found: dict[str, Any] = {}
     print("PASS / FAIL / INCONCLUSIVE of verdicts, and median seconds, at the true ratio over T")
     print(f"{'':<20}" + "".join(f"{percent:>+21} %" for percent in PERCENTS), flush=True)
@@ -126,8 +128,11 @@ def run_field(verdicts: int, cells: list[str], seed: int, save: Callable[[dict[s
     for cell in cells:
         kernel, neighbours = cell.split("-")
         trials: dict[int, list[Any]] = {percent: [] for percent in PERCENTS}
+        end = time.monotonic() + 60 * minutes
         with field.neighbours(field.NEIGHBOURS[neighbours]):
             for number in range(verdicts):
+                if number > 1 and time.monotonic() > end:
+                    break
                 for percent in PERCENTS:  # in turn, so that a change of the machine meets all alike
                     rng = random.Random(f"{seed} {cell} {percent} {number}")
                     trials[percent].append(field.verdict(kernel, percent, rng))
@@ -286,6 +291,7 @@ def main() -> None:
     parser.add_argument("--field", action="store_true", help="the field test, instead of the simulation")
     parser.add_argument("--verdicts", type=int, default=200, help="of each true ratio in each cell of the field test")
     parser.add_argument("--cells", nargs="+", default=list(field.CELLS), choices=field.CELLS, metavar="CELL")
+    parser.add_argument("--minutes", type=float, default=math.inf, help="that a cell of the field test may take")
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--json", action="store_true", help="the figures as JSON, in the last line")
     parser.add_argument("--save", action="store_true", help="everything as JSON to results/")
@@ -306,9 +312,10 @@ def main() -> None:
         def save(found: dict[str, Any]) -> None:
             if options.save:  # after every cell: a run of hours may be interrupted
                 every = options.cells == list(field.CELLS)
-                record("field" if every else f"field-{'-'.join(options.cells)}", options.seed, found)
+                name = "field" if every else f"field-{'-'.join(options.cells)}-{options.seed}"
+                record(name, options.seed, found)
 
-        fielded = run_field(options.verdicts, options.cells, options.seed, save)
+        fielded = run_field(options.verdicts, options.cells, options.seed, save, options.minutes)
     else:
         simulated = simulate(QUICK_TRIALS if options.quick else options.trials, options.seed)
         print_simulation(simulated)
