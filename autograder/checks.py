@@ -65,6 +65,8 @@ class SubmissionFault(Exception):
         self.timeout = timeout
 
 
+MAX_SHOWN = 1_000
+"""Characters of a value as it is shown."""
 _repr = reprlib.Repr()
 _repr.maxlevel, _repr.maxstring, _repr.maxlong, _repr.maxother = 4, 200, 60, 200
 _repr.maxtuple = _repr.maxlist = _repr.maxdict = 20
@@ -77,7 +79,8 @@ def show(value: Any) -> str:
         return f"{kind} of shape {tuple(value.shape)}, {value.dtype}"
     if type(value) is int:
         return f"{value:,}".replace(",", "_") if len(str(abs(value))) <= 60 else _repr.repr(value)
-    return _repr.repr(value)
+    text = _repr.repr(value)  # four levels of twenty texts each can be megabytes
+    return text if len(text) <= MAX_SHOWN else f"{text[: MAX_SHOWN - 1]}…"
 
 
 _NOTHING = object()

@@ -40,6 +40,8 @@ app = typer.Typer(
 )  # fmt: skip
 models_app = typer.Typer(help="Models that lie on this machine.", no_args_is_help=True)
 app.add_typer(models_app, name="models")
+keys_app = typer.Typer(help="Keys that results are signed with.", no_args_is_help=True)
+app.add_typer(keys_app, name="keys")
 console = Console()
 STOPPED = "Stopped. What was finished is kept; the same command goes on from there."
 
@@ -176,6 +178,9 @@ def grade(
         bool, typer.Option("--import/--no-import", help="Enter the results into nbgrader's gradebook.")
     ] = True,
     workers: Annotated[int, typer.Option("--workers", min=0, help="Submissions at once; 0 for one per core.")] = 0,
+    sign: Annotated[
+        Path | None, typer.Option("--sign", help="Sign the results with this key; `autograder keys new` makes one.")
+    ] = None,
     plain: Plain = False,
 ) -> None:
     """Grade everything under submitted/ and enter it into the gradebook. Does what is missing, nothing twice."""
@@ -184,10 +189,84 @@ def grade(
 
         outcome = run.grade_course(
             name, course, students=student or [], force=force, isolation=isolation, enter=import_, workers=workers,
-            steps=Steps(console, plain=plain),
+            sign=sign, steps=Steps(console, plain=plain),
         )  # fmt: skip
     run.print_grades(outcome, console)
     raise typer.Exit(outcome.code)
+
+
+@app.command()
+def verify(
+    name: Annotated[str, typer.Argument(help="The assignment.")],
+    course: Course = Path("."),
+    public_key: Annotated[
+        Path | None, typer.Option("--public-key", help="The key's .pub file; the course's public_key by default.")
+    ] = None,
+) -> None:
+    """Check that every stored result is, byte for byte, what was written, and signed if the course has a key."""
+    from autograder import course as courses
+    from autograder import results, suite
+
+    with _sentences():
+        suite.load_assignment(name)
+        folder = courses.find(course)
+        if public_key:
+            from autograder.signing import PublicKey
+
+            signer: PublicKey | None = PublicKey.read(public_key)
+        else:
+            signer = courses.public_key(folder)
+        found = list(results.verify(folder / "results", name, signer))
+    demanded = f"must be signed by {signer}" if signer else "no key: damage is seen, forgery is not"
+    table = Table(title=f"{name}, {demanded}", title_justify="left")
+    for column in ("student", "result", "state"):
+        table.add_column(column, overflow="fold")
+    for each in found:
+        table.add_row(escape(each.file.parent.name), each.file.name, each.state)
+    console.print(table)
+    for each in found:
+        if each.problem:
+            console.print(f"[red]✗[/red] {escape(each.problem)}", highlight=False, soft_wrap=True)
+    bad = sum(each.state != "fine" for each in found)
+    remedy = f". `autograder grade {name} --force` judges again what counts under the present suite" if bad else ""
+    console.print(f"{len(found)} results, {bad} not fine{remedy}.", highlight=False)
+    raise typer.Exit(1 if bad or not found else 0)
+
+
+@app.command()
+def replay(
+    files: Annotated[list[Path], typer.Argument(help="Stored results: results/NAME/STUDENT/....json")],
+    course: Annotated[
+        Path | None, typer.Option("--course", help="The course that has the submissions; the results' own by default.")
+    ] = None,
+    isolation: Annotated[
+        str, typer.Option("--isolation", help="Lowest level accepted: sandbox, landlock or process.")
+    ] = "sandbox",
+    plain: Plain = False,
+) -> None:
+    """Judge stored results again with their seeds, and say what comes out differently, and what differs around it."""
+    from autograder import replay as replays
+
+    with _sentences():
+        found = replays.replay(files, course, isolation, Steps(console, plain=plain))
+    replays.print_replay(found, console)
+    raise typer.Exit(0 if all(each.reproduced for each in found) else 1)
+
+
+@keys_app.command("new")
+def new_key(path: Annotated[Path, typer.Argument(help="Where to write it, outside of every course.")]) -> None:
+    """Make a key to sign results with."""
+    from autograder import signing
+
+    with _sentences():
+        public = signing.new(path)
+    console.print(f"{path} is the key: keep it to yourself. {path}.pub is its public half.", highlight=False)
+    console.print(
+        f"To make results count only if they are signed, put the public half into the course's nbgrader_config.py:\n"
+        f'  configure(c, ..., public_key="{public}")\n'
+        f"and grade with: autograder grade NAME --sign {path}",
+        highlight=False, markup=False, soft_wrap=True,
+    )  # fmt: skip
 
 
 @app.command()
@@ -198,6 +277,12 @@ def corpus(
     ] = "sandbox",
     only: Annotated[list[str] | None, typer.Option("--only", help="Only these, as in 'hostile-*'.")] = None,
     order: Annotated[int | None, typer.Option("--order", help="The order of an earlier run, by its number.")] = None,
+    mutants: Annotated[
+        int | None,
+        typer.Option(
+            "--mutants", min=0, help="Judge so many mutants of the reference too, drawn at random; 0 for all."
+        ),
+    ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="All figures as one JSON object in the last line.")] = False,
     plain: Plain = False,
 ) -> None:
@@ -206,12 +291,15 @@ def corpus(
 
     with _sentences():
         found = run.grade_corpus(
-            name, isolation=isolation, steps=Steps(console, plain=plain), order=order, only=only or ()
+            name, isolation=isolation, steps=Steps(console, plain=plain), order=order, only=only or (), mutants=mutants
         )
     said = [each for complaints in found.complaints.values() for each in complaints]
     said += [f"no wrong submission fails {check}" for check in found.unkilled]
     said += [f"a submission got hold of a secret: {place}" for place in found.canaries]
     said += [f"left behind: {what}" for what in found.left]
+    if found.mutation:
+        said += [f"no check notices the mutant {mutant}" for mutant in found.mutation.survivors]
+        said += [f"no verdict on the mutant {mutant}" for mutant in found.mutation.ungraded]
     for each in said:
         console.print(f"[red]✗[/red] {escape(each)}", highlight=False, soft_wrap=True)
     figures = found.figures
@@ -228,6 +316,12 @@ def corpus(
         ("checks that no wrong submission fails", "", "unkilled_checks"),
     ):
         table.add_row(what, str(figures[count]) if count else "", str(figures[bad]))
+    if found.mutation:
+        table.add_row(
+            f"mutants of the reference ({found.mutation.equivalent} known to be equivalent), and that live",
+            str(found.mutation.tried),
+            str(len(found.mutation.survivors)),
+        )
     console.print(table)
     if not figures["attacks_tried"] and not only:
         console.print(

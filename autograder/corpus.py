@@ -27,7 +27,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -352,6 +352,10 @@ class _Overheard:
     def isolation(self) -> Isolation:
         return self._sandbox.isolation
 
+    @property
+    def devices(self) -> Sequence[str]:
+        return self._sandbox.devices
+
     def start(self, limits: Limits) -> Worker:
         worker = self._sandbox.start(limits)
         kill = worker.kill
@@ -363,6 +367,9 @@ class _Overheard:
 
         worker.kill = heard  # type: ignore[method-assign]
         return worker
+
+    def revive(self) -> None:
+        self._sandbox.revive()
 
     def self_test(self) -> None:
         self._sandbox.self_test()

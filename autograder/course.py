@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from traitlets.config import Config
 from traitlets.config.loader import PyFileConfigLoader
@@ -11,7 +11,11 @@ from traitlets.config.loader import PyFileConfigLoader
 from autograder import build, suite
 from autograder.errors import AutograderError
 
-__all__ = ["CONFIG", "CourseError", "api", "configure", "find", "init", "isolation", "load_config", "require_ours"]
+if TYPE_CHECKING:
+    from autograder.signing import PublicKey
+
+__all__ = ["CONFIG", "CourseError", "api", "configure", "find", "init", "isolation", "load_config", "public_key"]
+__all__ += ["require_ours"]
 
 CONFIG = "nbgrader_config.py"
 COLLECTED = ("submitted", "autograded", "feedback")
@@ -23,6 +27,7 @@ from autograder.course import configure
 c = get_config()  # noqa: F821  (nbgrader provides it)
 # Grades come from autograder's results; stock nbgrader commands and formgrader use them too.
 # isolation is the lowest that a grade may be made with: "sandbox", or "process" where nobody has a reason to cheat.
+# public_key="ssh-ed25519 ..." makes results count only if they are signed: `autograder keys new PATH` gives the line.
 configure(c, isolation={isolation!r})
 
 c.CourseDirectory.course_id = {course_id!r}
@@ -36,11 +41,15 @@ class CourseError(AutograderError):
     """The course folder is not what it should be. Says what to do."""
 
 
-def configure(config: Any, isolation: str = "sandbox") -> None:
-    """Make nbgrader use our preprocessors. Call this in `nbgrader_config.py`."""
+def configure(config: Any, isolation: str = "sandbox", public_key: str = "") -> None:
+    """Make nbgrader use our preprocessors. Call this in `nbgrader_config.py`.
+
+    With a `public_key` only results that are signed with its private key are entered into the gradebook.
+    """
     from autograder import intake, preprocessors
 
     config.EnterResults.isolation = isolation
+    config.EnterResults.public_key = public_key
     config.ExchangeFactory.collect = intake.PlainCollect
     config.Autograde.pre_convert_hook = intake.set_aside
     config.Autograde.sanitize_preprocessors = preprocessors.SANITIZE
@@ -122,11 +131,21 @@ def isolation(folder: Path) -> str:
     return str(load_config(folder).EnterResults.get("isolation", "sandbox"))
 
 
-def api(folder: Path, isolation: str | None = None) -> Any:
-    """nbgrader's `NbGraderAPI` for the course, as formgrader uses it; with another lowest isolation if one is given."""
+def public_key(folder: Path) -> PublicKey | None:
+    """The key that results of this course must be signed with, if it has one. Raises `signing.KeyFileError`."""
+    from autograder.signing import PublicKey
+
+    line = str(load_config(folder).EnterResults.get("public_key", ""))
+    return PublicKey.parse(line) if line else None
+
+
+def api(folder: Path, isolation: str | None = None, signer: PublicKey | None = None) -> Any:
+    """nbgrader's `NbGraderAPI` for the course, as formgrader uses it; with another isolation or key if one is given."""
     from nbgrader.apps import NbGraderAPI
 
     config = load_config(folder)
     if isolation is not None:
         config.EnterResults.isolation = isolation
+    if signer is not None:
+        config.EnterResults.public_key = str(signer)
     return NbGraderAPI(config=config)

@@ -6,7 +6,7 @@ All text that came from a submission is escaped; of hidden checks only what thei
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 import jinja2
@@ -73,6 +73,8 @@ def _untried(finding: Finding) -> bool:
 
 
 def _details(finding: Finding) -> Iterable[tuple[str, str]]:
+    if {"speedup", "speedup_low", "speedup_high", "speedup_asked"} <= finding.measurements.keys():
+        yield "measured:", _speed(finding.measurements)
     if finding.outcome is Outcome.PASSED:
         return
     if not finding.hidden:
@@ -86,6 +88,14 @@ def _details(finding: Finding) -> Iterable[tuple[str, str]]:
             yield "printed:", finding.printed
     if finding.hint:
         yield "next:", finding.hint
+
+
+def _speed(measured: Mapping[str, float]) -> str:
+    """The judge's own figures, so students may see them of hidden checks too."""
+    return (
+        f"{measured['speedup']:.2f} times as fast as the reference "
+        f"({measured['speedup_low']:.2f} to {measured['speedup_high']:.2f}); {measured['speedup_asked']:g} is asked for"
+    )
 
 
 def task_html(result: Result, task: TaskScore) -> str:

@@ -44,6 +44,11 @@ class Finding(BaseModel):
     value: str | None = Field(None, description="What the submission gave.")
     expected: str | None = Field(None, description="The value or property expected instead.")
     printed: str = Field("", description="The last lines that the submission printed during the check.")
-    credit: float | None = Field(None, description="Partial credit of a performance check, 0 to 1.")
+    credit: float | None = Field(
+        None, description="Share of the points of a performance check that FAILED, 0 to below 1."
+    )
     seconds: float = Field(0.0, description="Wall time of the check, by the judge's clock.")
-    measurements: dict[str, float] = Field(default_factory=dict)
+    measurements: dict[str, float] = Field(
+        default_factory=dict,
+        description="What was measured; units stand in the names, ratios have none. `speedup` is t_reference / t_submission.",
+    )

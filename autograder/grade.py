@@ -80,11 +80,10 @@ def earned(check: Check, findings: Sequence[Finding]) -> tuple[float, str | None
         return float(check.points), None
     if finding.credit is None:
         return 0.0, None
-    if not check.performance or not 0.0 <= finding.credit <= 1.0:  # NaN fails the comparison too
-        return 0.0, f"{check.name}: a credit of {finding.credit!r}, which this check cannot give"
-    if finding.outcome in (Outcome.PASSED, Outcome.FAILED):
-        return check.points * finding.credit, None
-    return 0.0, None
+    partial = 0.0 <= finding.credit < 1.0  # not so for NaN; and what passed has all, what did not has less
+    if not check.performance or finding.outcome is not Outcome.FAILED or not partial:
+        return 0.0, f"{check.name}: {finding.outcome} with a credit of {finding.credit!r}, which cannot be"
+    return check.points * finding.credit, None
 
 
 def outcome_counts(findings: Iterable[Finding]) -> Counter[Outcome]:

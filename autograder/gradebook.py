@@ -2,25 +2,35 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
+import logging
 import re
 import shlex
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from nbgrader.api import Gradebook, MissingEntry
 from nbgrader.utils import parse_utc
+from sqlalchemy import text as sql
 from sqlalchemy.exc import SQLAlchemyError
 
-from autograder import build, course, results
+from autograder import build, course, feedback, intake, results
 from autograder.grade import Score
 from autograder.grading import Graded
+from autograder.results import Result
+
+if TYPE_CHECKING:
+    from autograder.signing import PublicKey
 
 __all__ = ["Entered", "Recorded", "enter", "recorded"]
 
 CELL = "check_"
 """Prefix of the grade cells' ids; the rest is the task."""
+# nbgrader tells this logger what we tell in a sentence; without any handler Python would print it.
+logging.getLogger("tornado.application").addHandler(logging.NullHandler())
 
 
 @dataclass(frozen=True)
@@ -46,13 +56,33 @@ class Entered:
 
 def recorded(folder: Path, name: str) -> dict[str, Recorded]:
     """What the gradebook says of assignment `name`, by student; nobody without a score. Raises `CourseError`."""
-    try:
+    with _usable(folder):
         return _recorded(folder, name)
+
+
+@contextlib.contextmanager
+def _usable(folder: Path) -> Iterator[None]:
+    """Turn what a database can have into a `CourseError`."""
+    try:
+        yield
     except SQLAlchemyError as error:
+        why = str(error.__cause__ or error).splitlines()[0]
         raise course.CourseError(
-            f"nbgrader's gradebook {_db_url(folder)} cannot be used: {str(error.__cause__ or error).splitlines()[0]}. "
-            "Results are stored: mend the gradebook, then run the same command again."
+            f"nbgrader's gradebook {_db_url(folder)} cannot be used: {why}. {_mend(why)}"
         ) from error
+
+
+def _mend(why: str) -> str:
+    """What to do about what a database said."""
+    remedy = "close what else works with the gradebook" if "locked" in why else "make room or mend the gradebook"
+    return f"Results are stored: {remedy}, then run the same command again."
+
+
+def _try_writing(folder: Path) -> None:
+    """Raise `CourseError` if the gradebook takes nothing now: it is locked or read-only, or the disk is full."""
+    with _usable(folder), build.quiet_nbgrader(), Gradebook(_db_url(folder)) as book:
+        book.db.execute(sql("UPDATE assignment SET id = id"))
+        book.db.commit()
 
 
 def _recorded(folder: Path, name: str) -> dict[str, Recorded]:
@@ -87,20 +117,21 @@ def enter(
     isolation: str,
     done: Callable[[Entered], bool],
     *,
+    signer: PublicKey | None = None,
     force: bool = False,
 ) -> None:
     """Run nbgrader's own autograde for every grade that the gradebook does not hold yet.
 
-    `done` gets each in turn and says whether to go on. Withheld grades and those made below the level `isolation` are not
-    entered. An interrupted run leaves whole students only.
+    `done` gets each in turn and says whether to go on. Withheld grades, those made below the level `isolation` and those
+    not signed by `signer` (or by the course's own key) are not entered. An interrupted run leaves whole students only.
+    Raises `CourseError` when the gradebook takes nothing.
     """
-    api = course.api(folder, isolation)
+    api = course.api(folder, isolation, signer)
     state = recorded(folder, name)
     for each in graded:
         if each.score is None or each.result is None or each.score.withheld:
             continue
-        stem = results.key(each.result.submission_hash, each.result.suite_hash, each.result.tier)
-        if not force and _holds(folder, name, each.student, stem, each.score, state.get(each.student)):
+        if not force and _holds(folder, name, each.result, each.score, state.get(each.student)):
             entered = Entered(each.student, fresh=False)
         elif problem := _obstacle(folder / "submitted" / each.student / name, name):
             entered = Entered(each.student, fresh=True, problem=problem)
@@ -112,6 +143,8 @@ def enter(
                 if outcome["success"]
                 else _reason(f"{outcome.get('log', '')}{log.getvalue()}{outcome.get('error', '')}")
             )
+            if problem:
+                _try_writing(folder)  # else every other student would wait for the same
             entered = Entered(each.student, fresh=True, problem=problem)
         if not done(entered):
             break
@@ -123,6 +156,8 @@ def _obstacle(submitted: Path, name: str) -> str:
     if student != student.strip() or set("[]*?") & set(student):
         why = "nbgrader takes the name for a pattern or cuts its spaces, and finds nobody."
         return f"{why} Rename the folder, then grade again."
+    if intake.UNSAFE.search(student):
+        return f"Not entered, for {intake.MARKUP}. Rename the folder, then grade again."
     if not (submitted / f"{name}.ipynb").is_file():
         return (
             f"Only {name}.py was handed in, and nbgrader enters notebooks. Make one from it, then grade again: "
@@ -136,18 +171,23 @@ def _obstacle(submitted: Path, name: str) -> str:
     return ""
 
 
-def _holds(folder: Path, name: str, student: str, stem: str, scored: Score, state: Recorded | None) -> bool:
+def _holds(folder: Path, name: str, result: Result, scored: Score, state: Recorded | None) -> bool:
     """Whether the gradebook and the autograded copy show this very result, for the submission as it was collected last."""
     if state is None or state.points != {task.task: task.points for task in scored.tasks}:
         return False
-    autograded = folder / "autograded" / student / name
+    autograded = folder / "autograded" / result.student / name
     try:
         notebook = json.loads((autograded / f"{name}.ipynb").read_bytes())
-        if notebook["metadata"]["autograder"]["result"] != stem:
-            return False
-    except (OSError, ValueError, KeyError, TypeError):
+        known = notebook["metadata"]["autograder"]["result"]
+        outputs = [output for cell in notebook["cells"] for output in cell.get("outputs", ())]
+        shown = {"".join(output["data"]["text/html"]) for output in outputs}
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
         return False
-    return _timestamp(autograded) == _timestamp(folder / "submitted" / student / name)
+    if known != results.key(result.submission_hash, result.suite_hash, result.tier):
+        return False
+    if shown != {feedback.task_html(result, task) for task in scored.tasks}:
+        return False  # of another run of the same submission: what came after that was interrupted
+    return _timestamp(autograded) == _timestamp(folder / "submitted" / result.student / name)
 
 
 def _timestamp(folder: Path) -> bytes | None:
@@ -174,6 +214,9 @@ def _reason(log: str) -> str:
     kind, text = map(str, said[-1])
     if kind == "Withheld":
         return text[:500]
-    absent = text.startswith("No assignment with ID")
-    remedy = "Put it into the course: `autograder init`." if absent else "`nbgrader autograde` shows its whole log."
+    remedy = "`nbgrader autograde` shows its whole log."
+    if text.startswith("No assignment with ID"):
+        remedy = "Put it into the course: `autograder init`."
+    elif kind == "OperationalError":
+        remedy = _mend(text)
     return f"nbgrader failed with {kind}{': ' if text else ''}{text[:500]}. {remedy}"

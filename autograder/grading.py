@@ -1,7 +1,8 @@
 """Grade many submissions: find them, skip what is graded, judge the rest in parallel, store every result at once.
 
 This process gets warm once (suite, oracles, models, zygote) and forks a judge for each submission. It takes no findings on
-trust: a judge that dies, hangs or sends nonsense has its submission judged once more, then the grade is withheld.
+trust: a judge that dies, hangs or sends nonsense has its submission judged once more, and so has one that met a fault of the
+machine (`autograder.blame`), after all others and alone if load was the fault; then the grade is withheld.
 """
 
 from __future__ import annotations
@@ -9,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import gc
+import hashlib
 import json
 import os
 import secrets
@@ -19,24 +21,40 @@ import time
 from collections.abc import Callable, Collection, Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from autograder import oracle, results, suite
+from pydantic import BaseModel
+
+from autograder import machine, oracle, results, suite
+from autograder.blame import UNEXPLAINED, Blame
 from autograder.finding import Finding, Outcome
 from autograder.grade import Score, score
 from autograder.judge import judge, rehearse
 from autograder.manifest import Manifest
 from autograder.results import IsolationRecord, Result
-from autograder.sandbox import Limits, Sandbox
+from autograder.sandbox import Limits, Sandbox, SandboxUnavailable
+from autograder.spec import Assignment
 from autograder.submission import Submission, UnreadableSubmission
 from autograder.suite import Suite
 from autograder.worker import walls
-from gpu_env import device
+from gpu_env import device, models
 
-__all__ = ["Graded", "Grader", "Job", "discover", "first_interrupt", "stored"]
+if TYPE_CHECKING:
+    from autograder.signing import PublicKey, SigningKey
+
+__all__ = ["Graded", "Grader", "Job", "discover", "first_interrupt", "result_file", "stored"]
 
 JUDGE_TRIES = 2
+DOUBTFUL_TRIES = JUDGE_TRIES + UNEXPLAINED
+"""How often at most a submission is judged that meets something unexplained each time."""
+MAX_SAID_BYTES = 64 << 20
+"""Of a judge's findings; those of forty checks have some ten kilobytes."""
 SILENCE_S = 60.0
 """How much longer than one check may last a judge may be silent; half of it is what a worker may take to start."""
+WAIT_S = 60.0
+"""How long one run waits, all in all, for the machine to recover before it judges something again."""
+QUIET = 0.7
+"""The share of a processor that a program must get for the machine to count as quiet."""
 PASSING = frozenset({Outcome.BROKEN, Outcome.INCONCLUSIVE, Outcome.SKIPPED})
 """Outcomes that may be others next time (a model was missing, a machine was busy): the submission is judged again."""
 
@@ -48,6 +66,10 @@ class Job:
     student: str
     submission: Submission | None
     problem: str = ""
+    seed: int | None = None
+    """That of an earlier run, to be replayed; a fresh one if there is none."""
+    only: str | None = None
+    """The only task whose checks are run, for mutants; such a result gives no grade."""
 
 
 @dataclass(frozen=True)
@@ -95,28 +117,38 @@ def discover(submitted: Path, name: str, manifest: Manifest, students: Iterable[
     return jobs
 
 
-def stored(loaded: Suite, folder: Path, job: Job, minimum_level: int, tier: str = "cpu") -> Graded | None:
+def stored(
+    loaded: Suite, folder: Path, job: Job, minimum_level: int, tier: str = "cpu", signer: PublicKey | None = None
+) -> Graded | None:
     """What an earlier run found out about the same content at `minimum_level` of isolation or above, if it is stored.
 
-    Findings that may have been the machine's fault do not count: they are tried again.
+    Findings that may have been the machine's fault do not count: they are tried again. Raises `results.Refused` if what
+    is stored was changed or, with a `signer`, is not signed by it.
     """
     if job.submission is None:
         return Graded(job.student, None, None, job.problem, fresh=False)
-    result = results.load(_file(loaded, folder, job, tier))
+    result = results.load(result_file(loaded, folder, job, tier), signer, at_home=True)
     if result is None or result.isolation.level < minimum_level:
-        return None
-    found = (result.student, result.submission_hash, result.suite_hash)
-    if found != (job.student, job.submission.hash, loaded.hash):
         return None
     if any(each.outcome in PASSING for each in result.findings):
         return None
     return _graded(loaded, result, fresh=False)
 
 
-def _file(loaded: Suite, folder: Path, job: Job, tier: str) -> Path:
+def result_file(loaded: Suite, folder: Path, job: Job, tier: str = "cpu") -> Path:
+    """Where the result of `job` is stored under `folder`."""
     assert job.submission is not None
     name = results.key(job.submission.hash, loaded.hash, tier)
     return results.path(folder, loaded.assignment.name, job.student, name)
+
+
+def _model_hashes(assignment: Assignment) -> dict[str, str]:
+    """The models that lie here, for oracles or workers: name to SHA-256 of the manifest, which has that of every file."""
+    found = {}
+    for name in sorted({*models.CATALOGUE, *assignment.models}):
+        with contextlib.suppress(models.ModelMissing, OSError):
+            found[name] = hashlib.sha256((models.find(name) / models.MANIFEST).read_bytes()).hexdigest()
+    return found
 
 
 def _graded(loaded: Suite, result: Result, *, fresh: bool) -> Graded:
@@ -130,12 +162,13 @@ class Grader:
     suite: Suite
     sandbox: Sandbox
     folder: Path
-    limits: Limits = field(default_factory=Limits)
     workers: int = field(
         default_factory=lambda: len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else 1
     )
     tier: str = "cpu"
+    signing_key: SigningKey | None = None
     stopping: bool = False
+    wait_s: float = WAIT_S
 
     def warm_up(self) -> None:
         """Load what all judges share: the suite's modules, the values of its oracles, what pytest imports."""
@@ -150,25 +183,27 @@ class Grader:
         After `stop` (or Ctrl-C) no further job is started, those running are finished; a second Ctrl-C ends them too.
         Raises `StoreError` when results cannot be written; what was stored stays.
         """
-        waiting = [(job, 1) for job in jobs][::-1]
+        waiting = [_Try(job) for job in jobs][::-1]
         running: dict[int, _Running] = {}
         with selectors.DefaultSelector() as selector, first_interrupt(self.stop):
             try:
                 while running or (waiting and not self.stopping):
-                    while waiting and len(running) < self.workers and not self.stopping:
-                        started = self._start(*waiting.pop(), [each.slot for each in running.values()])
+                    while waiting and self._may_start(waiting[-1], running.values()):
+                        attempt = waiting.pop()
+                        try:
+                            started = self._start(attempt, [each.slot for each in running.values()])
+                        except (OSError, SandboxUnavailable) as error:
+                            found = self._failed(attempt, f"it could not be started: {error}", wait=True)
+                            self._settle(found, waiting, done)
+                            break
                         running[started.pipe] = started
                         selector.register(started.pipe, selectors.EVENT_READ)
                     for ready, _ in selector.select(timeout=0.2):
                         running[ready.fd].read()
-                    for each in [each for each in running.values() if each.ended or each.silent_s() > self._patience()]:
+                    for each in [each for each in running.values() if each.over(self._patience())]:
                         selector.unregister(each.pipe)
                         del running[each.pipe]
-                        graded = self._finish(each)
-                        if graded is None:
-                            waiting.append((each.job, each.tries + 1))
-                        else:
-                            done(graded)
+                        self._settle(self._finish(each), waiting, done)
             finally:
                 for each in running.values():
                     each.end()
@@ -177,34 +212,77 @@ class Grader:
         """Start no further job."""
         self.stopping = True
 
-    def _start(self, job: Job, tries: int, taken: Collection[int]) -> _Running:
-        seed = secrets.randbits(63)
+    def _may_start(self, attempt: _Try, running: Collection[_Running]) -> bool:
+        """Whether `attempt` may be started beside what runs; after a wait, if the machine needs one and nothing runs."""
+        if len(running) >= self.workers or any(each.attempt.alone for each in running) or (attempt.alone and running):
+            return False
+        if attempt.wait and not running:
+            self._wait()
+        return not self.stopping
+
+    @staticmethod
+    def _settle(found: Graded | _Try, waiting: list[_Try], done: Callable[[Graded], None]) -> None:
+        """Hand on a grade, or put the next try behind all others: what was wrong may have passed by then."""
+        if isinstance(found, _Try):
+            waiting.insert(0, found)
+        else:
+            done(found)
+
+    def _failed(self, attempt: _Try, why: str, *, wait: bool = False) -> Graded | _Try:
+        """The next try after a judge that failed, or the end of trying."""
+        if attempt.number < JUDGE_TRIES and not self.stopping:
+            return dataclasses.replace(attempt, number=attempt.number + 1, wait=wait)
+        why = f"The judge failed {attempt.number} times ({why[:1500]}). That is no fault of the submission. "
+        why += "Run the same command again; `autograder doctor` tells of the machine."
+        return Graded(attempt.job.student, None, None, why)
+
+    def _wait(self) -> None:
+        """Give the machine some time to recover; no longer than until it is quiet, and `WAIT_S` in the whole run."""
+        end = time.monotonic() + self.wait_s
+        while not self.stopping and time.monotonic() < end:
+            self.wait_s -= 1.0
+            time.sleep(1.0 - machine.PROBE_S)
+            if machine.free_share(None) >= QUIET:
+                break
+
+    def _start(self, attempt: _Try, taken: Collection[int]) -> _Running:
+        """Fork a judge. Raises OSError, `SandboxUnavailable`."""
+        self.sandbox.revive()
+        job = attempt.job
+        seed = secrets.randbits(63) if job.seed is None else job.seed
         slot = next(number for number in range(self.workers) if number not in taken)
         parent = os.getpid()
         read, write = os.pipe()
         sys.stdout.flush()
         sys.stderr.flush()
         started = time.monotonic()
-        pid = os.fork()
+        try:
+            pid = os.fork()
+        except OSError:
+            os.close(read)
+            os.close(write)
+            raise
         if pid == 0:
             os.close(read)
-            self._judge_and_exit(job, seed, write, started, parent, slot)
+            self._judge_and_exit(attempt, seed, write, started, parent, slot)
         os.close(write)
         os.set_blocking(read, False)
-        return _Running(job, tries, seed, pid, read, started, slot)
+        return _Running(attempt, seed, pid, read, started, slot)
 
     def _limits(self, slot: int) -> Limits:
         """The limits of what runs in `slot`: a processor for each, else one submission's busy processes slow all others."""
+        assignment = self.suite.assignment
+        limits = Limits(cpu_s=assignment.cpu_s, memory_bytes=assignment.memory_bytes)
         if self.workers < 2 or not hasattr(os, "sched_getaffinity"):
-            return self.limits
+            return limits
         cores = sorted(os.sched_getaffinity(0))
-        return dataclasses.replace(self.limits, core=cores[slot % len(cores)])
+        return dataclasses.replace(limits, core=cores[slot % len(cores)])
 
     def _patience(self) -> float:
         """Seconds without a sign of life after which a judge counts as hanging."""
         return self.suite.assignment.check_s + SILENCE_S
 
-    def _judge_and_exit(self, job: Job, seed: int, write: int, started: float, parent: int, slot: int) -> None:
+    def _judge_and_exit(self, attempt: _Try, seed: int, write: int, started: float, parent: int, slot: int) -> None:
         """In the forked judge: into the pipe go signs of life, then findings as JSON. Does not return."""
         code = 1
         times = {"fork_s": time.monotonic() - started}
@@ -214,12 +292,18 @@ class Grader:
                 walls.set_parent_death_signal()  # a killed run must not go on in the background; its workers go with us
                 if os.getppid() != parent:
                     os._exit(code)
+            job, sign = attempt.job, _SignOfLife(write)
             assert job.submission is not None
+            blame = Blame(attempt.doubted, sign.give)
             findings = judge(
                 self.suite.assignment, self.suite.files, job.submission, self.suite.manifest, self.sandbox,
-                seed=seed, limits=self._limits(slot), times=times, watchers=[_SignOfLife(write)],
+                seed=seed, only=job.only, limits=self._limits(slot), times=times, watchers=[sign],
+                blame=blame,
             )  # fmt: skip
-            text = json.dumps({"findings": [finding.model_dump(mode="json") for finding in findings], "times": times})
+            text = json.dumps({
+                "findings": [finding.model_dump(mode="json") for finding in findings], "times": times,
+                "doubts": blame.doubts, "overloaded": blame.overloaded,
+            })  # fmt: skip
             with open(write, "wb") as stream:
                 stream.write(text.encode("utf-8", errors="replace"))
             code = 0
@@ -231,29 +315,34 @@ class Grader:
         finally:
             os._exit(code)
 
-    def _finish(self, each: _Running) -> Graded | None:
-        """Store what a judge found; `None` if it must be tried again. Ends a judge that hangs."""
-        status = each.end()
-        assert each.job.submission is not None
+    def _finish(self, each: _Running) -> Graded | _Try:
+        """Store what a judge found, or give the next try. Ends a judge that hangs."""
+        status, attempt = each.end(), each.attempt
+        job = attempt.job
+        assert job.submission is not None
         try:
+            if len(each.data) > MAX_SAID_BYTES:
+                raise ValueError(f"it wrote more than {MAX_SAID_BYTES:,} bytes")
             if not each.ended:
                 raise ValueError(f"no sign of life for {each.silent_s():.0f} s")
-            data = json.loads(bytes(each.data)) if each.data.strip() else {}
-            if status or "findings" not in data:
-                raise ValueError(data.get("error") or f"it ended without findings, {_how(status)}")
-            findings = tuple(Finding.model_validate(item) for item in data["findings"])
+            said = _Said.model_validate_json(bytes(each.data).strip() or b"{}")
+            if status or said.findings is None:
+                raise ValueError(said.error or f"it ended without findings, {_how(status)}")
         except ValueError as error:
-            if each.tries < JUDGE_TRIES and not self.stopping:
-                return None
-            why = f"The judge failed {each.tries} times ({str(error)[:1500]}). "
-            why += "That is no fault of the submission. Run the same command again; `autograder doctor` tells of the machine."
-            return Graded(each.job.student, None, None, why)
+            return self._failed(attempt, str(error))
+        doubted = (*attempt.doubted, *said.doubts)
+        broken = any(finding.outcome is Outcome.BROKEN for finding in said.findings)
+        again = attempt.number < (DOUBTFUL_TRIES if said.doubts else JUDGE_TRIES)
+        if broken and again and not self.stopping:
+            alone = said.overloaded or bool(doubted)
+            return _Try(job, attempt.number + 1, doubted, alone=alone, wait=said.overloaded)
         isolation = self.sandbox.isolation
         result = Result(
             assignment=self.suite.assignment.name,
-            student=each.job.student,
-            source=each.job.submission.source,
-            submission_hash=each.job.submission.hash,
+            student=job.student,
+            source=job.submission.source,
+            submission_hash=job.submission.hash,
+            submission_copy=results.keep(self.folder, job.submission),
             suite_hash=self.suite.hash,
             release=self.suite.manifest.release,
             framework=suite.version(),
@@ -263,23 +352,46 @@ class Grader:
                 name=isolation.name, level=isolation.level, walls=isolation.walls, refused=isolation.refused
             ),
             machine=device.describe().as_dict(),
-            models={},
+            models=_model_hashes(self.suite.assignment),
             seconds=round(time.monotonic() - each.started, 3),
-            times={name: round(value, 5) for name, value in data["times"].items()},
-            withheld=each.job.submission.review,
-            remarks=each.job.submission.remarks,
-            findings=findings,
+            times={name: round(value, 5) for name, value in said.times.items()} | {"tries": attempt.number},
+            withheld=job.submission.review,
+            remarks=job.submission.remarks,
+            findings=said.findings,
         )
-        results.save(_file(self.suite, self.folder, each.job, self.tier), result)
+        results.save(result_file(self.suite, self.folder, job, self.tier), result, self.signing_key)
         return _graded(self.suite, result, fresh=True)
+
+
+class _Said(BaseModel):
+    """What a judge writes into its pipe before it ends: findings, or the error that kept it from them."""
+
+    findings: tuple[Finding, ...] | None = None
+    times: dict[str, float] = {}
+    doubts: tuple[str, ...] = ()
+    overloaded: bool = False
+    error: str = ""
+
+
+@dataclass(frozen=True)
+class _Try:
+    """One attempt to judge a submission."""
+
+    job: Job
+    number: int = 1
+    doubted: tuple[str, ...] = ()
+    """The checks in which the tries before met something that nobody could explain."""
+    alone: bool = False
+    """Nothing of ours may run beside it: the fault may have been another submission's."""
+    wait: bool = False
+    """The machine needs time to recover."""
 
 
 @dataclass
 class _Running:
     """A forked judge."""
 
-    job: Job
-    tries: int
+    attempt: _Try
     seed: int
     pid: int
     pipe: int
@@ -299,6 +411,10 @@ class _Running:
             self.heard = time.monotonic()
             self.ended = not chunk
 
+    def over(self, patience_s: float) -> bool:
+        """Whether there is nothing more to wait for: it has said all, too much, or nothing for `patience_s`."""
+        return self.ended or len(self.data) > MAX_SAID_BYTES or self.silent_s() > patience_s
+
     def silent_s(self) -> float:
         return time.monotonic() - self.heard
 
@@ -317,8 +433,16 @@ class _SignOfLife:
     def __init__(self, pipe: int) -> None:
         self._pipe = pipe
 
-    def pytest_runtest_setup(self) -> None:
+    def give(self) -> None:
+        """Write one."""
         os.write(self._pipe, b"\n")
+
+    def pytest_runtest_setup(self) -> None:
+        self.give()
+
+    def pytest_judge_alive(self) -> None:
+        """A measurement goes on."""
+        self.give()
 
 
 def _how(status: int) -> str:

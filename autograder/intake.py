@@ -3,7 +3,8 @@
 nbgrader copies every file beside the notebook when it collects and when it grades, and follows links. A link to a file of
 the instructor's would end up among the feedback, one to /dev/zero would fill the disk, a pipe or a large file would stop
 everybody's collecting. `PlainCollect` takes over plain files only; `set_aside`, before nbgrader grades, moves everything
-else that lies in `submitted/` to a folder beside it, where a person can look at it.
+else that lies in `submitted/` to a folder beside it, where a person can look at it. Both refuse a student's name that
+formgrader would show as a part of its pages.
 
 Not covered: a student who swaps a folder for a link in the very moment in which it is collected.
 """
@@ -25,7 +26,7 @@ from nbgrader.exchange import ExchangeError
 from nbgrader.exchange.default import ExchangeCollect
 from traitlets.log import get_logger
 
-__all__ = ["PlainCollect", "set_aside"]
+__all__ = ["UNSAFE", "PlainCollect", "set_aside"]
 
 MAX_BYTES = 100_000_000
 """Of one file that is no notebook; what nbgrader's `CourseDirectory.max_file_size` is by default."""
@@ -34,6 +35,7 @@ SLACK = timedelta(minutes=10)
 TIME = "%Y-%m-%d %H:%M:%S.%f"
 UNSAFE = re.compile(r"[<>&\"'`\\\x00-\x1f\x7f]")
 """Not in the name of a student, which is the first part of a folder's name: formgrader shows it as it is, as HTML."""
+MARKUP = "formgrader would show the name as a part of its pages"
 ASIDE = ".set-aside"
 """End of the name of the folder that holds what was not taken."""
 
@@ -54,9 +56,11 @@ def _unfit(folder: Path) -> Iterator[tuple[Path, str]]:
 def set_aside(*, notebooks: list[str], **_: Any) -> None:
     """nbgrader's `pre_convert_hook`: move what is unfit from the folders of `notebooks` to one beside each.
 
-    Ends the program if that fails: nbgrader would take any other exception for nothing, and go on.
+    Ends the program if that fails, or at an unfit name: nbgrader would take any other exception for nothing, and go on.
     """
     for folder in {Path(notebook).parent for notebook in notebooks}:
+        if UNSAFE.search(folder.parent.name):
+            raise SystemExit(f"{folder.parent} must not enter the gradebook: {MARKUP}. Rename the folder.")
         for path, why in list(_unfit(folder)):
             try:
                 aside = folder.with_name(folder.name + ASIDE)

@@ -40,6 +40,8 @@ GONE_S = 10.0
 AGAIN_S = 0.25
 """Seconds after which it is killed again."""
 ROOT = Path(__file__).resolve().parent.parent
+STRAY = frozenset({"SIGKILL", "SIGTERM", "SIGINT", "SIGHUP", "SIGQUIT"})
+"""Signals that come from somebody, not from a mistake of the program that they end."""
 CONTROL = re.compile(r"\x1b\[[0-9;?]*[ -/]*[@-~]|[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069]")
 """Terminal commands and characters that would change how the text around them is shown."""
 
@@ -81,10 +83,15 @@ class SandboxUnavailable(RuntimeError):
 class Worker:
     """One running worker. `sock` is the wire to it."""
 
+    pid: int | None = None
+    """The process, in this process's eyes, that all others of the worker descend from; `None` where that is not known."""
+    stray: signal.Signals | None = None
+    """The signal that ended it, if neither we nor a limit sent that: somebody else did, the kernel, or the worker itself."""
+
     def __init__(self, sock: socket.socket, output: IO[bytes], limits: Limits) -> None:
         self.sock = sock
+        self.limits = limits
         self._output = _Output(output, limits.output_bytes)
-        self._limits = limits
         self._killed = False
         self._reason: str | None = None
 
@@ -126,8 +133,17 @@ class Worker:
         Raises SandboxUnavailable if it never came to run the submission.
         """
         if self._reason is None:
-            self._reason = self._poll(max(wait_s, 0.5) if self._line_is_closed() else wait_s)
+            try:
+                self._reason = self._poll(max(wait_s, 0.5) if self._line_is_closed() else wait_s)
+            except SandboxUnavailable:
+                self._reason = "was lost by the grader"  # said once: whoever asks again, or kills it, is not told again
+                self._end()
+                raise
         return self._reason
+
+    def processes(self) -> list[int]:
+        """Ids, in this process's eyes, of all that runs in it; not of our own processes around it. Needs /proc."""
+        raise NotImplementedError
 
     def _line_is_closed(self) -> bool:
         try:
@@ -147,23 +163,19 @@ class Worker:
 
     def _describe(self, code: int, killed: str | None = None, cpu_s: float = 0.0, used_bytes: int = 0) -> str:
         """`code` as in `subprocess.Popen.returncode`; the rest is what is known beyond it."""
-        limit = f"{self._limits.memory_bytes / GIB:.1f} GiB of memory"
+        limit = f"{self.limits.memory_bytes / GIB:.1f} GiB of memory"
         if killed:
-            return (
-                f"was killed: used more than {limit if killed == 'memory' else f'{self._limits.processes} processes'}"
-            )
-        if code < 0 and (-code == getattr(signal, "SIGXCPU", 0) or cpu_s > self._limits.cpu_s):
-            return f"was killed: used more than {self._limits.cpu_s} s of CPU time"
+            return f"was killed: used more than {limit if killed == 'memory' else f'{self.limits.processes} processes'}"
+        if code < 0 and (-code == getattr(signal, "SIGXCPU", 0) or cpu_s > self.limits.cpu_s):
+            return f"was killed: used more than {self.limits.cpu_s} s of CPU time"
         if self._killed and code in (-9, 1):
             return "was stopped by the grader"
-        near = (
-            f", having used {used_bytes / GIB:.1f} of the allowed {limit}"
-            if used_bytes > 0.8 * self._limits.memory_bytes
-            else ""
-        )
+        near = f", having used nearly all of the allowed {limit}" if used_bytes > 0.8 * self.limits.memory_bytes else ""
         if code < 0:
             with contextlib.suppress(ValueError):
-                return f"was killed by signal {signal.Signals(-code).name}{near}"
+                number = signal.Signals(-code)
+                self.stray = number if number.name in STRAY else None
+                return f"was killed by signal {number.name}{near}"
         return f"ended with exit code {code}{near if code else ''}"
 
 
@@ -174,8 +186,15 @@ class Sandbox(Protocol):
     def isolation(self) -> Isolation:
         """What separates its workers from us."""
 
+    @property
+    def devices(self) -> Sequence[str]:
+        """The device files of GPUs that its workers can use."""
+
     def start(self, limits: Limits) -> Worker:
         """A new worker, which knows nothing of the ones before it. Raises SandboxUnavailable."""
+
+    def revive(self) -> None:
+        """Make it start workers again if it cannot any more. For the process that made it. Raises SandboxUnavailable."""
 
     def self_test(self) -> None:
         """Try the walls, where there are some, with hostile programs. Raises SandboxUnavailable if one got through."""
@@ -187,6 +206,8 @@ class Sandbox(Protocol):
 class Closing:
     """`with` for all back-ends, and what those without walls have in common."""
 
+    devices: Sequence[str] = ()
+
     def __enter__(self) -> Self:
         return self
 
@@ -194,6 +215,9 @@ class Closing:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.close()
+
+    def revive(self) -> None:
+        """Each worker is started from nothing."""
 
     def self_test(self) -> None:
         """No walls, nothing to test."""
@@ -242,13 +266,18 @@ def worker_paths(more: Sequence[str | Path]) -> list[str]:
 
 
 def python_command(call: str) -> list[str]:
-    """Python in isolated mode (no PYTHON variables, no current folder), with our package importable."""
-    return [sys.executable, "-I", "-c", f"import sys; sys.path.insert(0, {str(ROOT)!r}); {call}"]
+    """Python without the user's packages and the current folder, with our package importable.
+
+    Not `-I`, which would ignore the seed of hashes: it goes with `worker_environment`, which holds no other PYTHON variable
+    that anybody chose.
+    """
+    return [sys.executable, "-s", "-P", "-c", f"import sys; sys.path.insert(0, {str(ROOT)!r}); {call}"]
 
 
 def worker_environment(home: str) -> dict[str, str]:
     """All that a worker inherits; nothing of it is secret."""
-    kept = ("LD_LIBRARY_PATH", "SYSTEMROOT", "SYSTEMDRIVE", "WINDIR", "COMSPEC", "PATHEXT")
+    kept: tuple[str, ...] = ("LD_LIBRARY_PATH", "SYSTEMROOT", "SYSTEMDRIVE", "WINDIR", "COMSPEC", "PATHEXT")
+    kept += ("CUDA_VISIBLE_DEVICES", "CUDA_DEVICE_ORDER")  # GPU 0 is the same one here and there
     offline = ("HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE", "HF_DATASETS_OFFLINE", "PYTORCH_NVML_BASED_CUDA_CHECK")
     threads = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")
     return (
@@ -258,4 +287,5 @@ def worker_environment(home: str) -> dict[str, str]:
         | {"HOME": home, "TMPDIR": home, "TEMP": home, "TMP": home, "USERPROFILE": home}
         | {"USER": "student", "LOGNAME": "student"}
         | {"TOKENIZERS_PARALLELISM": "false", "LANG": "C.UTF-8", "PYTHONUTF8": "1"}
+        | {"PYTHONHASHSEED": "0"}  # sets of strings come in the same order every time: a result can be replayed
     )

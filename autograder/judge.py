@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 
 import pytest
 
+from autograder.blame import Blame
 from autograder.errors import AutograderError
 from autograder.finding import Finding
 from autograder.manifest import Manifest
@@ -16,6 +18,7 @@ from autograder.remote import RunningSubmission
 from autograder.sandbox import Limits, Sandbox
 from autograder.spec import Assignment
 from autograder.submission import Submission
+from autograder.timed import Timed
 
 __all__ = ["SuiteError", "judge", "rehearse"]
 
@@ -46,16 +49,21 @@ def judge(
     limits: Limits | None = None,
     times: dict[str, float] | None = None,
     watchers: Sequence[object] = (),
+    blame: Blame | None = None,
 ) -> list[Finding]:
     """The findings of all checks (or of the task `only`) on `submission`, in the assignment's order.
 
     Runs student code in workers of `sandbox` only; `times` gets what that took besides the checks; `watchers` are further
-    pytest plug-ins. Raises `SuiteError` if the suite is broken; a check that is broken gives a finding. Changes this process
-    (pytest imports the suite), so run it in a fork or a process of its own.
+    pytest plug-ins; `blame` knows of earlier tries and learns what this one leaves open. Raises `SuiteError` if the suite is
+    broken; a check that is broken gives a finding. Changes this process (pytest imports the suite), so run it in a fork or a
+    process of its own.
     """
     limits = limits or Limits(cpu_s=assignment.cpu_s, memory_bytes=assignment.memory_bytes)
-    running = RunningSubmission(submission.module(manifest), sandbox, limits, call_s=assignment.call_s)
-    plugin = JudgePlugin(assignment, submission, running, seed, only)
+    blame = blame or Blame()
+    cells = submission.module(manifest)
+    running = RunningSubmission(cells, sandbox, limits, call_s=assignment.call_s, blame=blame)
+    measure = partial(Timed, cells, sandbox, limits, call_s=assignment.call_s, blame=blame)
+    plugin = JudgePlugin(assignment, submission, running, blame, seed, only, measure)
     os.environ["PYTEST_DISABLE_PLUGIN_AUTOLOAD"] = "1"
     os.environ.pop("PYTEST_ADDOPTS", None)
     config = Path(__file__).with_name("judge.toml")

@@ -8,20 +8,26 @@ from __future__ import annotations
 
 import inspect
 import random
+import re
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import platformdirs
 import pytest
 
+from autograder.blame import Blame
 from autograder.checks import CheckFailed, SubmissionFault, SubmissionRaised
 from autograder.finding import NOT_IMPLEMENTED, Finding, Outcome
+from autograder.isolation import GIB
 from autograder.manifest import HELPERS
 from autograder.remote import RunningSubmission
+from autograder.sandbox import SandboxUnavailable
 from autograder.spec import Assignment, Check, SpecError
 from autograder.submission import Submission
+from autograder.timed import Inconclusive, NeedsReview, NotHere, Timed, TooSlow
 from autograder.worker.wire import Deadline
+from gpu_env import models
 from gpu_env.models import ModelMissing
 
 __all__ = ["JudgePlugin"]
@@ -29,23 +35,37 @@ __all__ = ["JudgePlugin"]
 TIMEOUTS_PER_TASK = 2
 """After so many the rest of a task is not run: an endless loop would otherwise cost its limit once per check."""
 PUBLIC_FILES = ("test_public.py", "public_checks.py")
+ADDRESS = re.compile(r"(?<= at )0x[0-9A-Fa-f]+")
+"""Where Python's own texts say where an object lies: another place in every run, and no help to anybody."""
 
 
 class JudgePlugin:
     """One run of the checks of `assignment` on one submission. `findings` fill as checks end."""
 
     def __init__(
-        self, assignment: Assignment, submission: Submission, running: RunningSubmission, seed: int, only: str | None
+        self,
+        assignment: Assignment,
+        submission: Submission,
+        running: RunningSubmission,
+        blame: Blame,
+        seed: int,
+        only: str | None,
+        measure: Callable[..., Timed],
     ) -> None:
         self.assignment = assignment
         self.content = submission
         self.running = running
+        self.blame = blame
         self.seed = seed
         self.only = only
+        self.measure = measure
+        self.timed_now: Timed | None = None
         self.findings: list[Finding] = []
         self.errors: list[str] = []
         self.blocked: dict[str, str] = {}
         self.timeouts: Counter[str] = Counter()
+        self.ended = ""
+        """Why no further check is run: the machine failed, and all is to be tried again."""
 
     @pytest.fixture
     def submission(self) -> RunningSubmission:
@@ -56,6 +76,24 @@ class JudgePlugin:
     def rng(self, request: pytest.FixtureRequest) -> random.Random:
         """Random numbers for inputs, seeded by the run's secret seed and the check's name."""
         return random.Random(f"{self.seed}/{request.node.name}")
+
+    @pytest.fixture
+    def timed(self, request: pytest.FixtureRequest) -> Timed:
+        """Measures the submission's speed against a reference implementation."""
+        self.timed_now = self.measure(
+            thresholds=self._check(request.node).thresholds,
+            seed=f"{self.seed}/{request.node.name}/timed",
+            alive=request.config.hook.pytest_judge_alive,
+        )
+        return self.timed_now
+
+    def pytest_addhooks(self, pluginmanager: pytest.PytestPluginManager) -> None:
+        """Whoever counts a silent judge as hanging hears of one that is at work."""
+        pluginmanager.add_hookspecs(_Hooks)
+
+    def pytest_runtest_setup(self) -> None:
+        """No measurement outlives its check."""
+        self.timed_now = None
 
     def pytest_configure(self) -> None:
         from hypothesis import HealthCheck, Phase, configuration, core, settings
@@ -111,7 +149,10 @@ class JudgePlugin:
         check = self._check(pyfuncitem)
         self.running.begin_check(Deadline(self.assignment.check_s))
         self._require(check)
-        return (yield)
+        result = yield
+        if self.timed_now and not self.timed_now.measurements:
+            raise RuntimeError("The check asked for `timed` and measured nothing.")
+        return result
 
     @pytest.hookimpl(tryfirst=True)
     def pytest_runtest_makereport(self, item: pytest.Function, call: pytest.CallInfo[None]) -> pytest.TestReport:
@@ -130,6 +171,8 @@ class JudgePlugin:
 
     def _require(self, check: Check) -> None:
         """Raise what keeps `check` from being run at all."""
+        if self.ended:
+            raise _MachineFault(self.ended)
         if check.task in self.blocked:
             raise _Blocked(self.blocked[check.task])
         if check.task in self.content.missing:
@@ -159,20 +202,33 @@ class JudgePlugin:
             outcome=outcome,
             hidden=check.hidden,
             sentence=sentence,
-            message=message,
+            message=_lasting(message),
             hint=hint if self._wrong_answer(error) else "",
             printed="" if check.hidden or outcome is Outcome.PASSED else self.running.printed(),
-            value=value,
-            expected=expected,
+            value=None if value is None else _lasting(value),
+            expected=None if expected is None else _lasting(expected),
+            credit=error.credit if isinstance(error, TooSlow) else None,
+            measurements=self.timed_now.measurements if self.timed_now else {},
             seconds=round(seconds, 4),
         )
 
     def _wrong_answer(self, error: BaseException | None) -> bool:
         """Whether the submission ran and was wrong: only then does the author's hint lead anywhere."""
-        return any(type(part) is CheckFailed for part in _flatten(error))
+        return any(type(part) in (CheckFailed, TooSlow) for part in _flatten(error))
 
     def _verdict(self, check: Check, error: BaseException | None) -> tuple[Outcome, str, str | None, str | None]:
+        if error is not None:
+            try:
+                for name in self.assignment.models:
+                    models.find(name)
+            except ModelMissing as missing:  # whatever went wrong, that may be why
+                return Outcome.SKIPPED, str(missing), None, None
         for part in _flatten(error):
+            if isinstance(part, SubmissionFault) and (excuse := self.blame.excuse(part, check.name)):
+                self.ended = f"Not run, as the machine failed in {check.name}."
+                return Outcome.BROKEN, excuse, None, None
+            if isinstance(part, SandboxUnavailable | _MachineFault):
+                return Outcome.BROKEN, str(part), None, None
             if isinstance(part, CheckFailed):
                 return Outcome.FAILED, part.message, part.value, part.expected
             if isinstance(part, SubmissionRaised):
@@ -189,8 +245,10 @@ class JudgePlugin:
             return Outcome.PASSED, "", None, None
         if isinstance(error, _Blocked):
             return Outcome.BLOCKED, str(error), None, None
-        if isinstance(error, ModelMissing | pytest.skip.Exception):
+        if isinstance(error, ModelMissing | NotHere | pytest.skip.Exception):
             return Outcome.SKIPPED, str(error), None, None
+        if isinstance(error, Inconclusive | NeedsReview):
+            return Outcome.REVIEW if isinstance(error, NeedsReview) else Outcome.INCONCLUSIVE, str(error), None, None
         return Outcome.BROKEN, f"{type(error).__name__}: {error}"[:2000], None, None
 
     def _describe(self, error: SubmissionRaised, task: str) -> str:
@@ -218,7 +276,16 @@ class JudgePlugin:
             text += f" — the cell of imports and helpers could not be loaded: {broken}{line_number}"
         elif error.type_name == "SyntaxError" and error.lines and error.lines[-1][2][:1] in "%!":
             text += " — notebook commands (lines with % or !) cannot stand in graded cells."
+        elif self.blame.worker and ("MemoryError" in error.mro or "allocate memory" in error.text):
+            text += f" — the limit is {self.blame.worker.limits.memory_bytes / GIB:.1f} GiB of memory"
         return text
+
+
+class _Hooks:
+    """What other plug-ins may want to know."""
+
+    def pytest_judge_alive(self) -> None:
+        """The judge is at work in a check that takes long."""
 
 
 class _Unusable(CheckFailed):
@@ -227,6 +294,15 @@ class _Unusable(CheckFailed):
 
 class _Blocked(Exception):
     """A check was not run."""
+
+
+class _MachineFault(Exception):
+    """A check was not run, as the machine failed in an earlier one."""
+
+
+def _lasting(text: str) -> str:
+    """`text` without what would be different if the same were judged again."""
+    return ADDRESS.sub("0x…", text)
 
 
 def _flatten(error: BaseException | None) -> Iterator[BaseException]:

@@ -29,13 +29,14 @@ from nbgrader.preprocessors import (
     OverwriteKernelspec,
     SaveAutoGrades,
 )
-from traitlets import Enum
+from traitlets import Enum, Unicode
 
 from autograder import feedback, pair, results, suite
 from autograder.errors import AutograderError
 from autograder.grade import score
 from autograder.isolation import LEVELS
-from autograder.results import Result
+from autograder.results import Refused, Result
+from autograder.signing import PublicKey
 from autograder.submission import UnreadableSubmission
 
 __all__ = ["AUTOGRADE", "SANITIZE", "EnterResults", "RestoreRelease", "Withheld"]
@@ -84,6 +85,7 @@ class EnterResults(NbGraderPreprocessor):
     """Write points and findings of the stored result into the grade cells. Grades now if nothing is stored."""
 
     isolation = Enum(tuple(LEVELS), "sandbox", help="Lowest isolation that a grade may be made with.").tag(config=True)
+    public_key = Unicode("", help="The key that results must be signed with; none need be without it.").tag(config=True)
 
     def preprocess(self, nb: Any, resources: Any) -> tuple[Any, Any]:
         name, student = resources["nbgrader"]["assignment"], resources["nbgrader"]["student"]
@@ -114,20 +116,23 @@ class EnterResults(NbGraderPreprocessor):
         name, student = resources["nbgrader"]["assignment"], resources["nbgrader"]["student"]
         course = Path(_converter(self).coursedir.root)
         submission = pair.read(_submitted(self, resources), loaded.manifest, graded_only=True).submission
+        signer = PublicKey.parse(self.public_key) if self.public_key else None
         for attempt in range(2):
+            why = f"No result is stored for {student}."
             for tier in ("gpu", "cpu"):
                 file = results.path(course / "results", name, student, results.key(submission.hash, loaded.hash, tier))
-                result = results.load(file)
-                if (
-                    result
-                    and result.submission_hash == submission.hash
-                    and result.isolation.level >= LEVELS[self.isolation]
-                ):
+                try:
+                    result = results.load(file, signer, at_home=True)
+                except Refused as error:
+                    why = str(error)
+                    continue
+                if result and result.isolation.level >= LEVELS[self.isolation]:
                     return file, result
             if attempt == 0:
+                self.log.info("%s Grading it now.", why)
                 reason = self._grade_now(name, student, course)
         reason = reason or f"Run `autograder grade {name}`, it says why."
-        raise Withheld(f"No result is stored for {student}. {reason}")
+        raise Withheld(reason if why in reason else f"{why} {reason}")
 
     def _grade_now(self, name: str, student: str, course: Path) -> str:
         """Grade in a process of its own: this one may be a server with threads, which must not be forked.

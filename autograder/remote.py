@@ -14,10 +14,11 @@ import socket
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
+from autograder.blame import Blame, FairLimit
 from autograder.checks import CheckFailed, SubmissionFault, SubmissionRaised, show
-from autograder.sandbox import Limits, Sandbox, Worker
+from autograder.sandbox import Limits, Sandbox, SandboxUnavailable, Worker
 from autograder.worker import arrays
 from autograder.worker.wire import Array, Deadline, Ref, Wire, WireClosed, WireError
 
@@ -25,6 +26,13 @@ __all__ = ["Handle", "RunningSubmission"]
 
 LOAD_S = 30.0
 """Seconds of wall time for loading a submission; a first `import torch` on a slow laptop takes ten."""
+
+
+class HasFileno(Protocol):
+    """An open socket or file, as it can be passed to a worker."""
+
+    def fileno(self) -> int:
+        """Its descriptor."""
 
 
 class Function:
@@ -90,21 +98,28 @@ class Description:
 class RunningSubmission:
     """A submission that can be called. Starts a worker when one is needed, and a fresh one after a fault.
 
-    `cells` are (name, source) in order. `call_s` limits one call, in seconds; `before_call` is asked for a shorter limit.
-    Raises `SandboxUnavailable` where no worker can be had (our fault).
+    `cells` are (name, source) in order. `call_s` limits one call, in seconds that the machine had for it; `blame` decides
+    whose fault it is if that is not enough. Raises `SandboxUnavailable` where no worker can be had (our fault).
     """
 
     def __init__(
-        self, cells: Sequence[tuple[str, str]], sandbox: Sandbox, limits: Limits | None = None, *, call_s: float = 10.0
+        self,
+        cells: Sequence[tuple[str, str]],
+        sandbox: Sandbox,
+        limits: Limits | None = None,
+        *,
+        call_s: float = 10.0,
+        blame: Blame | None = None,
     ) -> None:
         self._cells = [list(cell) for cell in cells]
         self._sandbox = sandbox
         self._limits = limits or Limits()
         self._call_s = call_s
+        self._blame = blame or Blame()
         self._session: _Session | None = None
+        self._no_worker: SandboxUnavailable | None = None
         self._load_fault: SubmissionFault | None = None
         self._check_fault: SubmissionFault | None = None
-        self._deadline: Deadline | None = None
         self._printed_before = ""
         self.load_errors: dict[str, SubmissionRaised] = {}
         self.times = {"worker_s": 0.0, "load_s": 0.0, "calls": 0.0}
@@ -117,7 +132,7 @@ class RunningSubmission:
 
     def begin_check(self, deadline: Deadline) -> None:
         """A check begins: no call of it may last beyond `deadline`, and after a fault no further call is tried in it."""
-        self._deadline = deadline
+        self._blame.begin_check(deadline.seconds)
         self._printed_before = self._session.worker.output() if self._session and not self._session.dead else ""
         self._check_fault = None
 
@@ -130,16 +145,22 @@ class RunningSubmission:
                 raise
             self._check_fault = None  # it died between two checks: this one gets a new process, as after any fault
             found = self._ready().exchange(["describe", name])
-        if type(found) is not dict:
+        # Exact types: to look into a tensor makes a tensor of every number.
+        if type(found) is not dict or [type(found.get(key)) for key in ("kind", "type")] != [str, str]:
             raise self._ready().broken("sent a description that is none")
-        try:
-            parameters = None if found["parameters"] is None else tuple(map(str, found["parameters"]))
-            return Description(str(found["kind"]), str(found["type"]), parameters)
-        except (TypeError, KeyError, ValueError):
-            raise self._ready().broken("sent a description that is none") from None
+        parameters = found.get("parameters")
+        if parameters is None:
+            return Description(found["kind"], found["type"][:200], None)
+        if type(parameters) is not list or any(type(each) is not str for each in parameters):
+            raise self._ready().broken("sent a description that is none")
+        return Description(found["kind"], found["type"][:200], tuple(parameters))
 
-    def exchange(self, message: list[Any], sockets: Sequence[socket.socket] = ()) -> Any:
-        """One message of the wire's protocol to the running worker, and its answer. For `autograder.served`."""
+    def worker(self) -> Worker:
+        """The worker that it runs in; started if there is none. For `autograder.blocks`."""
+        return self._ready().worker
+
+    def exchange(self, message: list[Any], sockets: Sequence[HasFileno] = ()) -> Any:
+        """One message of the wire's protocol to the running worker, and its answer. For `served` and `blocks`."""
         return self._ready().exchange(message, sockets=sockets)
 
     def end_reason(self, wait_s: float = 0.0) -> str | None:
@@ -148,10 +169,10 @@ class RunningSubmission:
 
     def time_left(self) -> float:
         """Seconds that a call which begins now may take: the limit of one call, or what is left of the check."""
-        try:
-            return self._time().left() or self._call_s
-        except TimeoutError:
-            raise SubmissionFault("ran out of the time that the whole check has", timeout=True) from None
+        seconds = self._time().limit_s
+        if self._blame.check:
+            self._blame.check.watch()
+        return seconds
 
     def printed(self, lines: int = 10) -> str:
         """The last lines that the submission printed since the check began."""
@@ -164,7 +185,7 @@ class RunningSubmission:
     def fresh(self) -> None:
         """End the running worker, so that the next call meets a new one."""
         if self._session:
-            self._session.worker.kill()
+            self._session.kill()
             self._session = None
 
     close = fresh
@@ -175,25 +196,48 @@ class RunningSubmission:
         if self._session is None or self._session.dead:
             self.fresh()
             began = time.monotonic()
-            self._session = _Session(self._sandbox.start(self._limits), self)
+            self._blame.worker = self._start()
+            self._session = _Session(self._blame.worker, self)
             started = time.monotonic()
             self.times["worker_s"] += started - began
             try:
-                failed = self._session.exchange(["load", self._cells], Deadline(LOAD_S))
-                if type(failed) is not dict:
+                failed = self._session.exchange(["load", self._cells], self._blame.limit(LOAD_S))
+                if type(failed) is not dict or any(type(name) is not str for name in failed):
                     raise self._session.broken("sent no list of what failed to load")
-                self.load_errors = {str(name): _raised(error) for name, error in failed.items()}
+                self.load_errors = {name: _raised(error) for name, error in failed.items()}
             except (SubmissionFault, WireError) as fault:
                 timeout = isinstance(fault, SubmissionFault) and fault.timeout
                 self._load_fault = SubmissionFault(f"While it was being loaded, your code {fault}.", timeout=timeout)
-                raise self._load_fault from None
             finally:
                 self.times["load_s"] += time.monotonic() - started
+            if self._load_fault:  # raised here, without a context: it is kept, and that would keep what the worker sent
+                raise self._load_fault
         return self._session
 
-    def _time(self) -> Deadline:
-        left = self._deadline.left() if self._deadline else None
-        return Deadline(self._call_s if left is None else min(left, self._call_s))
+    def _start(self) -> Worker:
+        if self._no_worker:
+            raise self._no_worker
+        try:
+            return self._sandbox.start(self._limits)
+        except SandboxUnavailable as error:
+            self._no_worker = error  # to find that out again for every check may take half a minute each
+            raise
+
+    def _time(self) -> FairLimit:
+        left = self._check_left()
+        return self._blame.limit(self._call_s if left is None else min(left, self._call_s))
+
+    def _check_left(self) -> float | None:
+        """Seconds that the check still has; `None` outside of one. Raises `SubmissionFault` when there are none."""
+        check = self._blame.check
+        try:
+            return check.left() if check else None
+        except TimeoutError:
+            assert check
+            self._blame.ran_out(check)
+            raise SubmissionFault(
+                f"ran out of the {check.limit_s:g} s that the whole check has", timeout=True
+            ) from None
 
 
 class _Session:
@@ -211,12 +255,10 @@ class _Session:
             raise SubmissionFault("lost an object: the process that held it ended in an earlier call")
         return self.exchange(message)
 
-    def exchange(
-        self, message: list[Any], deadline: Deadline | None = None, sockets: Sequence[socket.socket] = ()
-    ) -> Any:
+    def exchange(self, message: list[Any], limit: FairLimit | None = None, sockets: Sequence[HasFileno] = ()) -> Any:
         """Send, answer the worker's calls of our functions, and return the value of the reply."""
         try:
-            return self._exchange(message, deadline, sockets)
+            return self._exchange(message, limit, sockets)
         except SubmissionRaised:
             raise
         except SubmissionFault as fault:
@@ -227,26 +269,27 @@ class _Session:
             self.kill()
             raise
 
-    def _exchange(self, message: list[Any], deadline: Deadline | None, sockets: Sequence[socket.socket]) -> Any:
-        try:
-            deadline = deadline or self.owner._time()
-        except TimeoutError:
-            raise SubmissionFault("ran out of the time that the whole check has", timeout=True) from None
+    def _exchange(self, message: list[Any], limit: FairLimit | None, sockets: Sequence[HasFileno]) -> Any:
+        what = "one call" if limit is None else "loading"
+        limit = limit or self.owner._time()
         failed: BaseException | None = None
         self.owner.times["calls"] += 1
         try:
-            self.wire.send(message, self.encode, deadline)
+            self._send(message, limit)
             if sockets:
                 self._pass(sockets)
             while True:
-                reply = self.wire.receive(self.decode, deadline)
+                limit.wait(self.worker.sock)
+                reply = self.wire.receive(self.decode, limit)
                 kind = reply[0] if reply and type(reply[0]) is str else None  # == of an array is no bool
                 if len(reply) == 4 and kind == "invoke" and failed is None:
+                    began, used = time.monotonic(), time.thread_time()
                     try:
                         answer = ["value", self.invoke(*reply[1:])]
                     except Exception as error:
                         failed, answer = error, ["raised", None]
-                    self.wire.send(answer, self.encode, deadline)
+                    limit.forgive(max(0.0, time.monotonic() - began - (time.thread_time() - used)))  # we waited
+                    self._send(answer, limit)
                 elif failed is not None:
                     self.kill()
                     raise failed
@@ -257,13 +300,25 @@ class _Session:
                 else:
                     raise WireError("an answer of no known kind")
         except TimeoutError:
-            raise SubmissionFault(f"did not answer within {deadline.seconds:.3g} s", timeout=True) from None
+            self.owner._blame.ran_out(limit)
+            self.owner._check_left()  # how much of it was left says more about the machine than about the submission
+            raise SubmissionFault(
+                f"did not answer within {limit.limit_s:.3g} s, the limit of {what}", timeout=True
+            ) from None
         except WireClosed:
             raise SubmissionFault(self.worker.end_reason() or "ended without an answer") from None
         except WireError as error:
             raise SubmissionFault(f"sent something that cannot be read: {error}") from None
+        finally:
+            failed = None  # its traceback holds this frame, and so what the worker sent: a cycle that would outlive the check
 
-    def _pass(self, sockets: Sequence[socket.socket]) -> None:
+    def _send(self, message: list[Any], limit: FairLimit) -> None:
+        try:
+            self.wire.send(message, self.encode, limit)
+        except WireError as error:  # our value, so our fault
+            raise TypeError(f"a check sent a value that cannot cross: {error}") from None
+
+    def _pass(self, sockets: Sequence[HasFileno]) -> None:
         try:
             socket.send_fds(self.worker.sock, [b"\0"], [each.fileno() for each in sockets])
         except TimeoutError:
@@ -276,6 +331,8 @@ class _Session:
         return SubmissionFault(why)
 
     def kill(self) -> None:
+        if not self.dead and self.owner._blame.check:
+            self.owner._blame.check.look(again=True)  # while there is a worker to look at
         self.dead = True
         self.worker.kill()
 
@@ -292,7 +349,8 @@ class _Session:
         try:
             inspect.signature(function).bind(*args, **kwargs)
         except TypeError as error:  # the submission's mistake, where one from inside the function is ours
-            raise CheckFailed(f"Your code called a function that it was given with wrong arguments: {error}.") from None
+            what = str(error)[:500]  # it names an argument as the submission did
+            raise CheckFailed(f"Your code called a function that it was given with wrong arguments: {what}.") from None
         except ValueError:
             pass  # a built-in function without a signature
         return function(*args, **kwargs)
@@ -323,10 +381,9 @@ def _raised(data: Any) -> SubmissionRaised:
     # Exact types first: attributes of a handle would be calls into the worker.
     if type(data) is not dict or [type(data.get(key)) for key in RAISED] != list(RAISED.values()):
         raise WireError("an exception that is not one")
-    try:
-        lines = tuple((str(cell)[:200], int(number), str(line)[:200]) for cell, number, line in data["lines"][:20])
-    except (TypeError, ValueError, OverflowError):
-        raise WireError("an exception that is not one") from None
+    lines = data["lines"][:20]
+    if any(type(line) is not list or [type(part) for part in line] != [str, int, str] for line in lines):
+        raise WireError("an exception that is not one")
     mro = tuple(base[:200] for base in data["mro"][:20] if type(base) is str)
     attributes = {
         key[:200]: value[:2000] if type(value) is str else value
@@ -335,5 +392,10 @@ def _raised(data: Any) -> SubmissionRaised:
     }
     name = data.get("name")
     return SubmissionRaised(
-        data["type"][:200], mro, data["text"][:2000], lines, name[:200] if type(name) is str else None, attributes
+        data["type"][:200],
+        mro,
+        data["text"][:2000],
+        tuple((cell[:200], number, line[:200]) for cell, number, line in lines),
+        name[:200] if type(name) is str else None,
+        attributes,
     )

@@ -20,16 +20,19 @@ from rich.table import Table
 
 from autograder import corpus, results, suite
 from autograder.feedback import points_text
-from autograder.grading import Graded, Grader, Job, discover, first_interrupt, stored
+from autograder.grading import Graded, Grader, Job, discover, first_interrupt, result_file, stored
 from autograder.isolation import LEVELS
 from autograder.manifest import HELPERS
 from autograder.progress import Steps
-from autograder.sandbox import Sandbox, SandboxUnavailable, best_sandbox
+from autograder.sandbox import Sandbox, SandboxUnavailable, best_sandbox, gpu_devices
+from gpu_env import device, models
 
 if TYPE_CHECKING:
     from autograder.gradebook import Entered, Recorded
+    from autograder.mutation import MutationRun
+    from autograder.signing import PublicKey, SigningKey
 
-__all__ = ["CorpusRun", "CourseRun", "grade_corpus", "grade_course", "print_grades"]
+__all__ = ["CorpusRun", "CourseRun", "cores", "grade_corpus", "grade_course", "level_of", "print_grades", "sandbox_for"]
 
 
 @dataclass(frozen=True)
@@ -48,6 +51,8 @@ class CourseRun:
     """Submissions that Ctrl-C left to be graded."""
     unentered: int
     """Grades that Ctrl-C left to be entered."""
+    refused: dict[str, str]
+    """Students whose stored result did not count, so that they were judged again: what was wrong, and where it is now."""
 
     @property
     def code(self) -> int:
@@ -68,8 +73,12 @@ def grade_course(
     enter: bool,
     workers: int,
     steps: Steps,
+    sign: Path | None = None,
 ) -> CourseRun:
-    """Grade the submissions for `name` in the course around `start`. Raises what its parts raise."""
+    """Grade the submissions for `name` in the course around `start`, and sign the results with the key in the file `sign`.
+
+    Raises what its parts raise.
+    """
     from autograder import course, gradebook
 
     began = time.monotonic()
@@ -87,24 +96,41 @@ def grade_course(
             f"or put notebooks at submitted/STUDENT/{name}/{name}.ipynb."
         )
     word = isolation or course.isolation(folder)
-    minimum = _level(word)
+    minimum, tier = level_of(word), tier_of(loaded)
     course.require_ours(folder)
+    signing_key, signer = _keys(folder, sign)
     graded: dict[str, Graded] = {}
+    refused: dict[str, str] = {}
     entered: dict[str, Entered] = {}
     stopped = False
     with _lock(folder / "results"):
         results.sweep(folder / "results")
         for job in jobs:
-            if not force and (found := stored(loaded, folder / "results", job, minimum)):
-                graded[job.student] = found
-        todo = [job for job in jobs if job.student not in graded and job.submission is not None]
-        for job in jobs:
-            if job.submission is None:
-                graded[job.student] = Graded(job.student, None, None, job.problem, fresh=False)
+            try:
+                found = stored(loaded, folder / "results", job, minimum, tier, signer)
+                if found and (job.submission is None or not force):
+                    graded[job.student] = found
+            except results.Refused as error:
+                refused[job.student] = str(error)
+        todo = [job for job in jobs if job.student not in graded]
+        if signer and not signing_key:
+            remedy = f"Only signed results count in this course: autograder grade {name} --sign KEYFILE"
+            for job in todo:
+                problem = f"{refused.pop(job.student, 'No result is stored.')} {remedy}"
+                graded[job.student] = Graded(job.student, None, None, problem, fresh=False)
+            todo = []
+        for job in todo:
+            if job.student in refused:
+                aside = results.set_aside(result_file(loaded, folder / "results", job, tier))
+                refused[job.student] += f" It is judged again; what was there is kept as {aside.name}."
         used = ""
         if todo:
-            with _sandbox(loaded, minimum) as sandbox:
-                grader = Grader(loaded, sandbox, folder / "results", workers=workers or _cores())
+            with sandbox_for(loaded, minimum) as sandbox:
+                if signing_key and not sandbox.isolation.level:
+                    raise SandboxUnavailable("Without walls student code could read the key, so nothing is signed.")
+                grader = Grader(
+                    loaded, sandbox, folder / "results", workers=workers or cores(), tier=tier, signing_key=signing_key
+                )
                 used = _words(sandbox)
                 grader.warm_up()
                 with steps.step(f"grading {name}", len(todo)) as progress:
@@ -130,7 +156,7 @@ def grade_course(
                     progress.advance(f"{each.student}: {each.problem or ('entered' if each.fresh else 'as it was')}")
                     return not stopped
 
-                gradebook.enter(folder, name, due, word, entered_one, force=force)
+                gradebook.enter(folder, name, due, word, entered_one, signer=signer, force=force)
     return CourseRun(
         name=name,
         tasks=tuple(task.name for task in loaded.assignment),
@@ -142,7 +168,26 @@ def grade_course(
         stopped=stopped,
         waiting=len(jobs) - len(finished),
         unentered=len(due) - len(entered) if enter else 0,
+        refused=refused,
     )
+
+
+def _keys(folder: Path, sign: Path | None) -> tuple[SigningKey | None, PublicKey | None]:
+    """The key to sign with, and the one that signatures must be of: what was given counts more than the course's own."""
+    from autograder import course
+
+    signer = course.public_key(folder)
+    if sign is None:
+        return None, signer
+    from autograder.signing import KeyFileError, SigningKey
+
+    signing_key = SigningKey(sign)
+    if signer and str(signer) != str(signing_key.public):
+        raise KeyFileError(
+            f"{sign} is not the private key of the public_key in {folder / course.CONFIG}. Nothing was graded. "
+            "Give the right key, or put the new one's line there; results of another key are then judged again."
+        )
+    return signing_key, signing_key.public
 
 
 def print_grades(outcome: CourseRun, console: Console) -> None:
@@ -173,6 +218,8 @@ def print_grades(outcome: CourseRun, console: Console) -> None:
     console.print("  ".join(f"{number} {name}" for number, name in enumerate(outcome.tasks, 1)), highlight=False)
     for each in outcome.graded:
         reasons = [each.problem] if each.problem else list(each.score.withheld[:5]) if each.score else []
+        if each.student in outcome.refused:
+            reasons.insert(0, outcome.refused[each.student])
         if (entered := outcome.entered.get(each.student)) and entered.problem:
             reasons.append(entered.problem)
         book = outcome.book.get(each.student)
@@ -189,6 +236,7 @@ def print_grades(outcome: CourseRun, console: Console) -> None:
     console.print(
         f"{len(fresh)} graded now, {len(outcome.graded) - len(fresh) - unread} before, "
         + (f"{unread} cannot be graded, " if unread else "")
+        + (f"{len(outcome.refused)} stored before but refused (see above), " if outcome.refused else "")
         + f"in {outcome.seconds:.1f} s; "
         f"isolation in force: {outcome.isolation}",
         highlight=False,
@@ -224,10 +272,12 @@ class CorpusRun:
     """Seed of the order in which they were graded."""
     isolation: str
     seconds: float
+    mutation: MutationRun | None = None
 
     @property
     def fine(self) -> bool:
-        return not (self.complaints or self.unkilled or self.canaries or self.left)
+        missed = self.mutation and (self.mutation.survivors or self.mutation.ungraded)
+        return not (self.complaints or self.unkilled or self.canaries or self.left or missed)
 
     @property
     def figures(self) -> dict[str, int | float | str]:
@@ -246,6 +296,9 @@ class CorpusRun:
             "wrong_tried": self.counts["wrong"],
             "wrong_uncaught": bad.count("wrong"),
             "unkilled_checks": len(self.unkilled),
+            "mutants": self.mutation.tried if self.mutation else 0,
+            "mutants_killed": self.mutation.killed if self.mutation else 0,
+            "mutants_equivalent": self.mutation.equivalent if self.mutation else 0,
             "order": self.order,
             "isolation": self.isolation,
             "seconds": round(self.seconds, 1),
@@ -253,12 +306,19 @@ class CorpusRun:
 
 
 def grade_corpus(
-    name: str, *, isolation: str, steps: Steps, order: int | None = None, only: Sequence[str] = ()
+    name: str,
+    *,
+    isolation: str,
+    steps: Steps,
+    order: int | None = None,
+    only: Sequence[str] = (),
+    mutants: int | None = None,
 ) -> CorpusRun:
     """Grade the corpus of `name` in random order, among ordinary submissions, and compare with the heads of its files.
 
     Beside that: look for secrets in all that submissions say, and for what they leave behind on the machine. Attacks are
-    tried in a sandbox only. `order` is the seed of an earlier run; `only` are patterns of names, as in "hostile-*".
+    tried in a sandbox only. `order` is the seed of an earlier run; `only` are patterns of names, as in "hostile-*";
+    `mutants` of the reference are judged too (0: all there are).
     """
     began = time.monotonic()
     order = secrets.randbits(32) if order is None else order
@@ -268,9 +328,9 @@ def grade_corpus(
         world = stack.enter_context(corpus.private_world())
         left = corpus.Leftovers(name, world)
         canaries = stack.enter_context(corpus.Canaries(name, world))
-        with _sandbox(loaded, _level(isolation)) as sandbox:
+        with sandbox_for(loaded, level_of(isolation)) as sandbox:
             entries = _corpus_entries(name, only, canaries, attacks=sandbox.isolation.level >= LEVELS["sandbox"])
-            grader = Grader(loaded, corpus.overhear(sandbox, world / "heard"), world / "results", workers=_cores())
+            grader = Grader(loaded, corpus.overhear(sandbox, world / "heard"), world / "results", workers=cores())
             grader.warm_up()
             jobs = [Job(each.key, each.submission(loaded.manifest)) for each in entries.values()]
             random.Random(order).shuffle(jobs)
@@ -283,9 +343,15 @@ def grade_corpus(
 
                 grader.grade(jobs, done)
             used = _words(sandbox)
-        read = canaries.read([world / "results", world / "heard"])
+        read = canaries.read([world / "results" / name, world / "heard"])
         canaries.close()
         left_behind = left.found()
+    mutation = None
+    if mutants is not None:
+        from autograder.mutation import run_mutants
+
+        with sandbox_for(loaded, level_of(isolation)) as sandbox:
+            mutation = run_mutants(name, sandbox, steps, workers=cores(), most=mutants or None, seed=order)
     kinds = [entry.kind for entry in entries.values()]
     return CorpusRun(
         counts={kind: kinds.count(kind) for kind in corpus.KINDS},
@@ -297,6 +363,7 @@ def grade_corpus(
         order=order,
         isolation=used,
         seconds=time.monotonic() - began,
+        mutation=mutation,
     )
 
 
@@ -316,8 +383,12 @@ def _corpus_entries(
 
 
 @contextlib.contextmanager
-def _sandbox(loaded: suite.Suite, minimum: int) -> Iterator[Sandbox]:
-    sandbox = best_sandbox(loaded.assignment.preload, minimum)
+def sandbox_for(loaded: suite.Suite, minimum: int) -> Iterator[Sandbox]:
+    """A sandbox of at least the level `minimum` for submissions to a suite, its walls tried. Raises `SandboxUnavailable`."""
+    devices = gpu_devices() if tier_of(loaded) == "gpu" else ()
+    sandbox = best_sandbox(
+        loaded.assignment.preload, minimum, _model_folders(loaded.assignment.models), devices=devices
+    )
     try:
         sandbox.self_test()
         yield sandbox
@@ -325,13 +396,30 @@ def _sandbox(loaded: suite.Suite, minimum: int) -> Iterator[Sandbox]:
         sandbox.close()
 
 
-def _level(word: str) -> int:
+def tier_of(loaded: suite.Suite) -> str:
+    """What the suite's speed is measured on here: "gpu" if it has a threshold for one and there is one, else "cpu"."""
+    wanted = any("gpu" in check.thresholds for check in loaded.assignment.checks)
+    return device.describe().tier if wanted else "cpu"
+
+
+def _model_folders(names: Sequence[str]) -> list[Path]:
+    """Folders of those models that are here; a check that needs another one says so itself."""
+    folders = []
+    for name in names:
+        with contextlib.suppress(models.ModelMissing):
+            folders.append(models.find(name))
+    return folders
+
+
+def level_of(word: str) -> int:
+    """The lowest level that a word of `--isolation` accepts. Raises `SandboxUnavailable`."""
     if word not in LEVELS:
         raise SandboxUnavailable(f"Unknown isolation {word!r}. Use one of: {', '.join(LEVELS)}.")
     return LEVELS[word]
 
 
-def _cores() -> int:
+def cores() -> int:
+    """Processors that this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 

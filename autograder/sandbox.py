@@ -38,6 +38,7 @@ import threading
 from collections.abc import Sequence
 from pathlib import Path
 
+from autograder import temporary
 from autograder.isolation import (
     SERVE,
     Closing,
@@ -50,6 +51,7 @@ from autograder.isolation import (
     worker_environment,
     worker_paths,
 )
+from autograder.pausing import below
 from autograder.walled import LandlockSandbox, NamespaceSandbox
 from autograder.worker.__main__ import CANNOT_START, load
 
@@ -65,6 +67,8 @@ __all__ = [
 ]
 __all__ += ["Worker", "best_sandbox", "gpu_devices", "probe"]
 
+SCRATCH = "autograder-worker-"
+"""How the names of level 0's temporary folders begin."""
 GPU_DEVICES = ("nvidiactl", "nvidia-uvm", "nvidia-uvm-tools", "nvidia[0-9]*", "nvidia-caps/nvidia-cap*")
 """What a worker with GPUs needs of /dev, as patterns."""
 
@@ -79,13 +83,18 @@ class ProcessSandbox(Closing):
         self, *, serve: str = SERVE, import_paths: Sequence[str | Path] = (), refused: tuple[str, ...] = ()
     ) -> None:
         self.isolation = Isolation("process only", 0, ("own process", "kept output bounded"), refused)
+        self.devices = gpu_devices()
         self._serve = serve
         self._import_paths = import_paths
+        temporary.sweep(SCRATCH)  # of runs that were killed
 
     def start(self, limits: Limits) -> Worker:
         """A new worker, started. Raises SandboxUnavailable."""
-        ours, theirs = socket.socketpair()
-        scratch = tempfile.TemporaryDirectory(prefix="worker-", ignore_cleanup_errors=True)
+        try:
+            ours, theirs = socket.socketpair()
+            scratch = tempfile.TemporaryDirectory(prefix=SCRATCH, ignore_cleanup_errors=True)
+        except OSError as error:
+            raise SandboxUnavailable(f"No socket or folder could be made for a worker: {error}.") from None
         config = {"descriptor": theirs.fileno(), "limits": dataclasses.asdict(limits), "serve": self._serve}
         config["import_paths"] = worker_paths(self._import_paths)
         windows = sys.platform == "win32"
@@ -121,8 +130,14 @@ class _ProcessWorker(Worker):
     ) -> None:
         assert process.stdout
         super().__init__(sock, process.stdout, limits)
+        self.pid = process.pid
         self._process = process
         self._scratch = scratch
+        self._lock = temporary.hold(scratch.name)
+
+    def processes(self) -> list[int]:
+        """The process and what descends from it; one whose parent ended is not found."""
+        return [self._process.pid, *below(self._process.pid)]
 
     def _poll(self, wait_s: float) -> str | None:
         try:
@@ -143,6 +158,8 @@ class _ProcessWorker(Worker):
 
     def _clean_up(self) -> None:
         self._scratch.cleanup()
+        if self._lock >= 0:
+            os.close(self._lock)
 
 
 # No process at all

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import os
 import socket
 import subprocess
 import tempfile
@@ -15,12 +16,15 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from autograder import temporary
+
 if TYPE_CHECKING:
     from autograder.isolation import Limits, Worker
 
 __all__ = ["attack"]
 
 ANSWER_S, GONE_S = 30.0, 2.0
+FOLDER = "autograder-self-test-"
 
 
 def attack(start: Callable[[Limits], Worker], limits: Limits, trusted: Sequence[int], *, quota: bool) -> list[str]:
@@ -28,15 +32,22 @@ def attack(start: Callable[[Limits], Worker], limits: Limits, trusted: Sequence[
 
     `trusted` are ids of processes that must survive it, besides one of our own; `quota` says that all files count.
     """
+    temporary.sweep(FOLDER)
     with contextlib.ExitStack() as stack:
-        folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
+        folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix=FOLDER)))
+        descriptor = temporary.hold(str(folder))
+        stack.callback(os.close, descriptor)
         folder.chmod(0o755)  # what stops the worker is to be the sandbox
         (folder / "canary").write_text("canary")
         tcp = stack.enter_context(socket.create_server(("127.0.0.1", 0)))
         listeners: list[tuple[int, Any]] = [(tcp.family, tcp.getsockname())]
-        for address in (str(folder / "socket"), f"\0{folder.name}"):
+        # The address of a socket may have 107 characters, the path of a temporary folder has thousands.
+        for address, short in (
+            (str(folder / "socket"), f"/proc/self/fd/{descriptor}/socket"),
+            (f"\0{folder.name}", f"\0{folder.name}"),
+        ):
             unix = stack.enter_context(socket.socket(socket.AF_UNIX))
-            unix.bind(address)
+            unix.bind(short)
             unix.listen()
             listeners.append((unix.family, address))
         (folder / "socket").chmod(0o777)

@@ -6,21 +6,52 @@ Standard library only: `build` reads specs where neither torch nor pytest is ins
 from __future__ import annotations
 
 import keyword
+import math
+import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
+from types import MappingProxyType
 
 from autograder.errors import AutograderError
 
-__all__ = ["Assignment", "Check", "SpecError", "Task"]
+__all__ = ["TIERS", "Assignment", "Check", "SpecError", "Task", "Threshold"]
 
 
 RESERVED = frozenset({
     "begin_check", "close", "describe", "end_reason", "exchange", "fresh", "load_errors", "printed", "time_left", "times",
+    "worker",
 })  # fmt: skip
 
 
 class SpecError(AutograderError):
     """A suite's `spec.py` contradicts itself or its test functions. The author's to mend."""
+
+
+TIERS = ("cpu", "gpu")
+"""What a check can be measured on. With a GPU here and a threshold for it the check is measured there, else on the CPU."""
+
+
+@dataclass(frozen=True)
+class Threshold:
+    """What a performance check asks for on one tier. Ratios are t_reference / t_submission: above 1 is faster.
+
+    From `ratio` on a submission has all points (below 1 it is a slowdown that is allowed), at `naive`, which the starter
+    or the obvious solution reaches, none; between them it has a share. `why` gives the figures that the two were chosen
+    from, `machine` where those were measured.
+    """
+
+    ratio: float
+    naive: float
+    why: str
+    machine: str
+
+    def __post_init__(self) -> None:
+        if not 0 < self.naive < self.ratio < math.inf:
+            raise SpecError(f"A threshold needs 0 < naive < ratio, not naive={self.naive!r} and ratio={self.ratio!r}.")
+        if not re.search(r"\d", self.why):
+            raise SpecError(f"A threshold of {self.ratio:g} needs a measured reason: `why` must give figures.")
+        if not self.machine.strip():
+            raise SpecError(f"A threshold of {self.ratio:g} must say on which machine its figures were measured.")
 
 
 @dataclass(frozen=True)
@@ -31,7 +62,13 @@ class Check:
     task: str
     points: int
     hidden: bool
-    performance: bool = False
+    thresholds: Mapping[str, Threshold] = field(default_factory=lambda: MappingProxyType({}))
+    """By tier; empty but for performance checks."""
+
+    @property
+    def performance(self) -> bool:
+        """Whether its finding rests on a measurement: it may give partial credit, and vary from run to run."""
+        return bool(self.thresholds)
 
 
 @dataclass(frozen=True)
@@ -39,7 +76,7 @@ class Task:
     """One thing the student implements: one solution cell whose `grade_id` is `name`.
 
     `public` and `hidden` map the names of test functions in `test_public.py` and `test_hidden.py` to points.
-    `performance` names those of them that may give partial credit.
+    `thresholds` has those of them that measure speed, each with what it asks for by tier; all tiers are worth its points.
     """
 
     name: str
@@ -47,7 +84,7 @@ class Task:
     minutes: int
     public: Mapping[str, int]
     hidden: Mapping[str, int] = field(default_factory=dict)
-    performance: frozenset[str] = frozenset()
+    thresholds: Mapping[str, Mapping[str, Threshold]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         if not self.name.isidentifier() or keyword.iskeyword(self.name):
@@ -58,8 +95,16 @@ class Task:
             )
         if twice := self.public.keys() & self.hidden.keys():
             raise SpecError(f"Task {self.name}: {sorted(twice)} are both public and hidden.")
-        if unknown := self.performance - self.public.keys() - self.hidden.keys():
-            raise SpecError(f"Task {self.name}: performance names {sorted(unknown)}, which are not among its checks.")
+        if strange := self.thresholds.keys() - self.hidden.keys():
+            raise SpecError(
+                f"Task {self.name}: thresholds name {sorted(strange)}, which are not among its hidden checks. "
+                "Speed is measured by the grader only."
+            )
+        for name, tiers in self.thresholds.items():
+            if not tiers or not tiers.keys() <= set(TIERS):
+                raise SpecError(
+                    f"Check {name} has thresholds for {sorted(tiers)}; give one for each of some of {TIERS}."
+                )
         if not self.public:
             raise SpecError(f"Task {self.name} has no public check; a student could not see whether it works at all.")
         for check in self.checks:
@@ -70,7 +115,7 @@ class Task:
     def checks(self) -> tuple[Check, ...]:
         """All checks of the task, public ones first."""
         return tuple(
-            Check(name, self.name, points, hidden=hidden, performance=name in self.performance)
+            Check(name, self.name, points, hidden, self.thresholds.get(name, {}))
             for hidden, group in ((False, self.public), (True, self.hidden))
             for name, points in group.items()
         )

@@ -19,8 +19,9 @@ from autograder.spec import Assignment, SpecError
 __all__ = ["Suite", "UnknownAssignment", "load", "load_assignment", "names", "repository"]
 
 JUDGING = (
-    "checks.py", "finding.py", "grade.py", "judge.py", "oracle.py", "plugin.py", "remote.py", "spec.py",
-    "worker/arrays.py", "worker/serve.py", "worker/wire.py",
+    "blame.py", "block_memory.py", "blocks.py", "checks.py", "finding.py", "grade.py", "judge.py", "machine.py", "oracle.py",
+    "pausing.py", "plugin.py", "remote.py", "spec.py", "timed.py", "worker/arrays.py", "worker/blocks.py",
+    "worker/device_memory.py", "worker/serve.py", "worker/wire.py", "../gpu_env/paired.py", "../gpu_env/sequential.py",
 )  # fmt: skip
 """Files of the framework that take part in a verdict."""
 

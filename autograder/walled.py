@@ -15,11 +15,11 @@ import socket
 import subprocess
 import sys
 import tempfile
-import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import IO, Any
 
+from autograder import temporary
 from autograder.isolation import (
     GONE_S,
     ROOT,
@@ -33,15 +33,26 @@ from autograder.isolation import (
     worker_environment,
     worker_paths,
 )
+from autograder.pausing import below
 from autograder.selftest import attack
 
 __all__ = ["LandlockSandbox", "NamespaceSandbox"]
 
-STALE_S = 60.0
+HOME = "autograder-workers-"
+"""How the names of temporary folders of workers without a root of their own begin."""
+LAUNCHES = 2
+"""How often in a row a zygote that is gone may fail to start again."""
 START_S, READY_S = 30.0, 300.0
 """Seconds that we wait for a worker, for a zygote with all its imports."""
 REFUSALS = {errno.EPERM, errno.EACCES, errno.ENOSYS, errno.ENOSPC, errno.EINVAL, errno.EUSERS, errno.EOPNOTSUPP}
 """How a kernel says that it does not allow, have or have room for a namespace, a mount or Landlock."""
+EXHAUSTED = {
+    errno.EAGAIN: "Too many processes: raise the limit (ulimit -u, pids.max of the container) or grade with fewer --workers.",
+    errno.ENOMEM: "The machine is out of memory: free some or grade with fewer --workers.",
+    errno.EMFILE: "Too many open files: raise the limit (ulimit -n) or grade with fewer --workers.",
+    errno.ENOSPC: "The disk of the temporary folder is full: make room, or set TMPDIR to another one.",
+}
+"""What to do where something has run out, by the error that says so."""
 
 
 def _is_root() -> bool:
@@ -77,7 +88,6 @@ class _ZygoteSandbox(Closing):
         serve: str = SERVE,
         import_paths: Sequence[str | Path] = (),
     ) -> None:
-        name, level = self.names()
         if sys.platform != "linux":
             raise SandboxUnavailable(f"Walls need Linux; this is {sys.platform}. Grade for marks on a Linux machine.")
         package = ROOT / "autograder"
@@ -97,16 +107,24 @@ class _ZygoteSandbox(Closing):
             paths |= {str(package / "__init__.py"), str(package / "worker")}
         if _is_root():
             self._refuse_closed(paths)
-        self._home = self._make_home()
-        config = {
+        self._owner = os.getpid()
+        self.devices = tuple(devices)
+        self._config = {
             "preload": list(preload),
             "read_only": sorted(paths),
             "hide": sorted({os.path.realpath(path) for path in hidden if os.path.isdir(path)}),
             "import_paths": worker_paths(import_paths),
             "serve": serve,
             "devices": list(devices),
-            "scratch": self._home,
         }
+        self._failures = 0
+        self._launch()
+
+    def _launch(self) -> None:
+        """Start the zygote and try it. Raises SandboxUnavailable."""
+        name, level = self.names()
+        self._home = self._make_home()
+        config = self._config | {"scratch": self._home}
         self._log = tempfile.TemporaryFile()  # noqa: SIM115
         self._control, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         with theirs:
@@ -121,7 +139,6 @@ class _ZygoteSandbox(Closing):
                 start_new_session=True,
                 cwd="/",
             )
-        self._owner = os.getpid()
         try:
             self._control.send(json.dumps(config).encode())
             ready = _receive(self._control, READY_S, "the zygote")[0]
@@ -136,6 +153,25 @@ class _ZygoteSandbox(Closing):
             last = self._log.read()[-2000:].decode(errors="replace").strip()
             self.close()
             raise SandboxUnavailable(f"{error}{chr(10) if last else ''}{last}") from None
+
+    def revive(self) -> None:
+        """Start another zygote if this one is gone, behind the same walls. Raises SandboxUnavailable."""
+        if os.getpid() != self._owner or self._launcher.poll() is None:
+            return
+        if self._failures >= LAUNCHES:
+            raise SandboxUnavailable(f"The zygote is gone, and could not be started again {self._failures} times.")
+        before = self.isolation
+        self.close()
+        try:
+            self._launch()
+        except (OSError, SandboxUnavailable) as error:
+            self._failures += 1
+            raise SandboxUnavailable(f"The zygote is gone, and could not be started again: {error}") from None
+        if gone := set(before.walls) - set(self.isolation.walls):
+            self.close()
+            self._failures = LAUNCHES
+            raise SandboxUnavailable(f"The zygote had to be started again, now without {', '.join(sorted(gone))}.")
+        self.isolation = before
 
     def start(self, limits: Limits) -> _ZygoteWorker:
         """A new worker, forked. Raises SandboxUnavailable, also when the zygote is gone."""
@@ -240,18 +276,21 @@ class LandlockSandbox(_ZygoteSandbox):
                     f"{folder} is closed to other users, and so to workers. Try: chmod o+x {folder}"
                 )
 
-    def _make_home(self) -> str:
-        import fcntl  # this module must be importable on Windows
+    def _start(self, request: dict[str, Any], limits: Limits) -> _ZygoteWorker:
+        with contextlib.suppress(OSError):  # the folder is gone with the zygote: that is told below
+            free = shutil.disk_usage(self._home).free
+            if free < limits.scratch_bytes:
+                raise SandboxUnavailable(
+                    f"{free >> 20} MiB are free for {self._home}, and a submission may write {limits.scratch_bytes >> 20}. "
+                    "Make room, or set TMPDIR to another folder."
+                )
+        return super()._start(request, limits)
 
-        for path in Path(tempfile.gettempdir()).glob("workers-*"):
-            with contextlib.suppress(OSError), _open_folder(path) as lock:
-                if os.fstat(lock).st_uid == os.getuid() and time.time() - os.fstat(lock).st_mtime > STALE_S:
-                    fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                    shutil.rmtree(path, ignore_errors=True)  # of a run whose processes were all killed
-        folder = tempfile.mkdtemp(prefix="workers-")
-        self._lock = os.open(folder, os.O_RDONLY | os.O_CLOEXEC)  # ours, and our forks', until we end
-        fcntl.flock(self._lock, fcntl.LOCK_SH)
-        os.chmod(folder, 0o711)  # a worker passes through it to its own
+    def _make_home(self) -> str:
+        temporary.sweep(HOME)  # of runs whose processes were all killed
+        folder = tempfile.mkdtemp(prefix=HOME)
+        self._lock = temporary.hold(folder)  # ours, and our forks', until we end
+        os.chmod(folder, 0o711)  # noqa: S103 - a worker passes through it to its own
         return folder
 
     def close(self) -> None:
@@ -260,15 +299,6 @@ class LandlockSandbox(_ZygoteSandbox):
         if self._lock >= 0:
             os.close(self._lock)
             self._lock = -1
-
-
-@contextlib.contextmanager
-def _open_folder(path: Path) -> Iterator[int]:
-    descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
-    try:
-        yield descriptor
-    finally:
-        os.close(descriptor)
 
 
 class _ZygoteWorker(Worker):
@@ -287,6 +317,12 @@ class _ZygoteWorker(Worker):
         self._status = status
         self._pidfd = pidfd
         self._stop = stop
+        info = dict(line.split(":", 1) for line in Path(f"/proc/self/fdinfo/{pidfd}").read_text().splitlines())
+        self.pid = max(0, int(info["Pid"])) or None  # -1: ended already; 0: in no namespace of ours
+
+    def processes(self) -> list[int]:
+        """All that descend from its process 1, which adopts what loses its parent."""
+        return below(self.pid) if self.pid else []
 
     def _poll(self, wait_s: float) -> str | None:
         if not select.select([self._status], [], [], wait_s)[0]:
@@ -318,17 +354,17 @@ def _receive(sock: socket.socket, wait_s: float, who: str) -> tuple[dict[str, An
     if message["state"] == "failed":
         for descriptor in descriptors:
             os.close(descriptor)
-        remedy = (
-            _remedy(message["text"])
-            if message["errno"] in REFUSALS
-            else "This is a fault of the autograder; please report it."
-        )
+        remedy = _remedy(message["text"], message["errno"])
         raise SandboxUnavailable(f"Could not set up {who}: {message['text']}. {remedy}")
     return message, descriptors
 
 
-def _remedy(text: str) -> str:
-    """The command that most likely allows what `text` says was refused. Settings choose the advice, never the level."""
+def _remedy(text: str, number: int) -> str:
+    """What most likely helps against the error `number` that `text` tells of. Settings choose the advice, never the level."""
+    if number in EXHAUSTED and text.startswith(("OSError", "BlockingIOError")):
+        return EXHAUSTED[number]
+    if number not in REFUSALS:
+        return "This is a fault of the autograder; please report it."
     if "Landlock" in text:
         return "Landlock needs Linux 5.13 or newer, booted with lsm=landlock,..., and Docker 20.10.10 or newer."
 

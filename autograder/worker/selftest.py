@@ -52,8 +52,14 @@ def connect(targets: dict[str, Any]) -> bool:
 
     def attempt(listener: tuple[int, Any]) -> None:
         family, address = listener
-        with socket.socket(family) as sock:
+        with socket.socket(family) as sock, contextlib.ExitStack() as stack:
             sock.settimeout(0.1)
+            if family == socket.AF_UNIX and address.startswith("/"):  # too long for an address: go there
+                here = os.open(".", os.O_RDONLY)
+                stack.callback(os.close, here)
+                stack.callback(os.fchdir, here)
+                os.chdir(os.path.dirname(address))
+                address = os.path.basename(address)
             sock.connect(tuple(address) if isinstance(address, list) else address)
 
     return _any(attempt, targets["listeners"])

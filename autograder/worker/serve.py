@@ -9,6 +9,7 @@ Messages from the judge, each answered by one `value` or `raised`:
     serve     name, kwargs, [name, ...]      serve the ASGI app that a function of the module makes; sockets follow
     drain                                    ask that service to stop
     ended     seconds                        whether it has stopped; waits that long for it
+    share, ready, go                         blocks of timed calls, see `autograder.worker.blocks`
 
 While a call runs, student code that calls a function of the judge's sends `invoke` and waits for the answer.
 """
@@ -27,7 +28,7 @@ import types
 from collections.abc import Callable
 from typing import Any
 
-from autograder.worker import apps, arrays
+from autograder.worker import apps, arrays, blocks
 from autograder.worker.wire import Array, Deadline, Ref, Wire, WireClosed, WireError
 
 __all__ = ["serve"]
@@ -54,10 +55,12 @@ class _Server:
         self.cells: set[str] = set()
         self.lock = threading.RLock()  # student threads may call the judge's functions too
         self.service: apps.Service | None = None
+        self.blocks = blocks.Blocks(wire.sock, self.find)
 
     def run(self) -> None:
         handlers: dict[str, Callable[..., Any]] = {"load": self.load, "describe": self.describe, "call": self.call}
         handlers |= {"each": self.each, "serve": self.serve_app, "drain": self.drain, "ended": self.ended}
+        handlers |= {"share": self.blocks.share, "ready": self.blocks.ready, "go": self.blocks.go}
         while True:
             try:
                 kind, *arguments = self.wire.receive(self.decode, FOREVER)
@@ -115,10 +118,13 @@ class _Server:
         if name is None:
             return target(*args, **kwargs)
         if target is None:
-            if name not in self.module.__dict__:
-                raise NameError(f"name {name!r} is not defined")
-            return self.module.__dict__[name](*args, **kwargs)
+            return self.find(name)(*args, **kwargs)
         return getattr(target, name)(*args, **kwargs)
+
+    def find(self, name: str) -> Any:
+        if name not in self.module.__dict__:
+            raise NameError(f"name {name!r} is not defined")
+        return self.module.__dict__[name]
 
     def each(self, target: Any, name: str, calls: list[list[Any]]) -> list[Any]:
         return [self.call(target, name, args, {}) for args in calls]

@@ -34,6 +34,8 @@ MAX_DEPTH = 32
 MAX_VALUES = 1_000_000
 MAX_HEX = 3_500
 """Digits of an int in base 16. Python refuses to print ints of more than 4,300 decimal digits, and checks print."""
+MAX_BITS = 4 * MAX_HEX - 16
+"""Of an int: room for the sign and "0x"."""
 MAX_DIMS = 16
 
 DTYPES = {
@@ -166,7 +168,7 @@ class Wire:
                 self.sock.settimeout(left)
                 chunk = self.sock.recv(min(view_size, size - len(data)))
             except TimeoutError:
-                raise
+                continue  # the deadline says whether the time is up: it may have moved
             except OSError as error:
                 raise WireClosed(str(error)) from None
             if not chunk:
@@ -207,7 +209,7 @@ class _Packer:
         raise WireError(f"a value of type {kind.__name__} cannot cross")
 
     def _hex(self, value: int) -> str:
-        if value.bit_length() > 4 * MAX_HEX - 16:  # room for the sign and "0x"
+        if value.bit_length() > MAX_BITS:
             raise WireError(f"an integer of {value.bit_length():,} bits; that is too large to cross")
         return hex(value)
 
@@ -218,6 +220,7 @@ class _Unpacker:
         self.decode = decode
         self.deadline = deadline
         self.values = 0
+        self.used = 0
 
     def unpack(self, tree: Any, depth: int) -> Any:
         self.values += 1
@@ -262,9 +265,12 @@ class _Unpacker:
         if len(parts) != 1 or type(parts[0]) is not str or len(parts[0]) > MAX_HEX:
             raise WireError("a malformed large integer")
         try:
-            return int(parts[0], 16)
+            value = int(parts[0], 16)
         except ValueError:
             raise WireError("a malformed large integer") from None
+        if value.bit_length() > MAX_BITS:
+            raise WireError("an integer that is too large to cross back")
+        return value
 
     def _bytes(self, parts: list[Any]) -> bytes:
         if len(parts) != 1 or type(parts[0]) is not str:
@@ -278,8 +284,10 @@ class _Unpacker:
         if [type(part) for part in parts] != [str, str, list, int]:
             raise WireError("a malformed tensor")
         kind, dtype, shape, index = parts
-        if not 0 <= index < len(self.buffers) or not all(type(size) is int for size in shape):
+        # Each buffer once, in order: a gigabyte named by a hundred thousand tensors would be looked at as often.
+        if index != self.used or index >= len(self.buffers) or not all(type(size) is int for size in shape):
             raise WireError("a malformed tensor")
+        self.used += 1
         array = Array(kind[:20], dtype[:20], tuple(shape), self.buffers[index])
         _check(array)
         if dtype == "bool" and self.buffers[index].strip(b"\0\1"):

@@ -8,8 +8,8 @@ process like others that ends the worker at SIGTERM.
 The control socket (Unix SEQPACKET) carries the configuration, our "ready", then requests: JSON limits and the
 descriptors of the wire, the output pipe and the status socket. The *keeper* (trusted, outside the worker's pid
 namespace) takes one and reports on its status socket: `started` with a pidfd of process 1, or `failed` with errno and
-step (our fault), then `ended`. It ends the worker when the judge goes away or when the worker's processes together use
-too much memory.
+step (our fault; the zygote says so itself if it cannot fork a keeper), then `ended`. It ends the worker when the judge
+goes away or when the worker's processes together use too much memory.
 
 Covered:
 - any end: of a worker, whichever, is reported and leaves the zygote as it was
@@ -19,7 +19,7 @@ Covered:
 Not covered:
 - CUDA: a fork cannot use it once the zygote has
 - threads: of modules that start some while they are imported may hang a worker; their number is reported
-- hash seed: of strings, is the same in all workers of one zygote
+- hash seed: of strings, is the same in all workers, always
 - killed zygote: without namespaces its workers go on until their judge ends them
 """
 
@@ -93,13 +93,31 @@ def main(control_fd: int) -> NoReturn:
     signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # the kernel reaps
     while True:  # one keeper, with its process 1, always waits for the next request: two slow forks less on the way
         reading, taken = os.pipe()
-        if os.fork() == 0:
+        try:
+            is_keeper = os.fork() == 0
+        except OSError as error:  # too many processes, no memory: whoever asks next hears of it, and may ask again
+            os.close(reading)
+            os.close(taken)
+            _refuse(control, error)
+            continue
+        if is_keeper:
             os.close(reading)
             _keep(control, taken, serve, enter, confined)
         os.close(taken)
         if os.read(reading, 1) == b"q":
             os._exit(0)
         os.close(reading)
+
+
+def _refuse(control: socket.socket, error: OSError) -> None:
+    """Answer the next request with `error`."""
+    request, descriptors, _, _ = socket.recv_fds(control, 1 << 16, 3)
+    if not request:
+        os._exit(0)
+    with socket.socket(fileno=descriptors.pop()) as status:
+        _send(status, _failure(error))
+    for descriptor in descriptors:
+        os.close(descriptor)
 
 
 def serve_nothing(sock: socket.socket) -> None:

@@ -351,7 +351,7 @@ def test_kill_loses_nothing_and_leaves_nothing(course: Course, wait_for: Callabl
 
 
 def test_a_damaged_result_is_judged_again(course: Course) -> None:
-    """One byte that is not what was written makes a result count as absent."""
+    """One byte that is not what was written, or the file of another student, makes a result count for nothing."""
     for student in ("ada", "bob"):
         course.solve(student)
     course.grade("--no-import")

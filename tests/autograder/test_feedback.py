@@ -65,6 +65,7 @@ def result(findings: list[Finding], **fields: Any) -> Result:
         "student": "ada",
         "source": "kv_cache.ipynb",
         "submission_hash": "a" * 64,
+        "submission_copy": "c" * 64,
         "suite_hash": "b" * 64,
         "release": "1",
         "framework": "0",

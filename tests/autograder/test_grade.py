@@ -11,15 +11,16 @@ from hypothesis import strategies as st
 
 from autograder.finding import Finding, Outcome
 from autograder.grade import WITHHOLDING, earned, outcome_counts, score
-from autograder.spec import Assignment, Check, Task
+from autograder.spec import Assignment, Check, Task, Threshold
 
+FAST = {"cpu": Threshold(2.0, 1.0, "measured: 3", "a machine")}
 ASSIGNMENT = Assignment(
     name="sample",
     title="Sample",
     tasks=(
         Task("first", "First", 5, public={"test_a": 1, "test_b": 3}, hidden={"test_c": 2}),
-        Task("second", "Second", 5, public={"test_d": 4}, hidden={"test_e": 7}, performance=frozenset({"test_e"})),
-        Task("third", "Third", 5, public={"test_f": 10}, performance=frozenset({"test_f"})),
+        Task("second", "Second", 5, public={"test_d": 4}, hidden={"test_e": 7}, thresholds={"test_e": FAST}),
+        Task("third", "Third", 5, public={"test_g": 2}, hidden={"test_f": 8}, thresholds={"test_f": FAST}),
     ),
 )
 CHECKS = {check.name: check for check in ASSIGNMENT.checks}
@@ -66,7 +67,7 @@ def is_positive(one: Finding, check: Check) -> bool:
         return False
     if one.credit is None:
         return one.outcome is Outcome.PASSED
-    return check.performance and one.outcome in (Outcome.PASSED, Outcome.FAILED) and 0 < one.credit <= 1
+    return check.performance and one.outcome is Outcome.FAILED and 0 < one.credit < 1
 
 
 @given(streams, st.lists(st.text(max_size=5), max_size=2))
@@ -147,7 +148,7 @@ def test_undecided_outcomes_withhold(outcome: Outcome, credit: float | None) -> 
     """BROKEN, SKIPPED, INCONCLUSIVE and REVIEW give no points and withhold the grade, whatever credit they claim."""
     rest = [finding(name) for name in CHECKS if name != "test_f"]
     scored = score(ASSIGNMENT, [*rest, finding("test_f", outcome, credit=credit, message="why")])
-    assert scored.points == 17
+    assert scored.points == 19
     assert scored.withheld == (f"test_f: {outcome} (why)",)
     assert [bool(task.withheld) for task in scored.tasks] == [False, False, True]
 
@@ -161,18 +162,28 @@ def test_impossible_credit_earns_nothing_and_withholds(credit: float) -> None:
     assert repr(credit) in reason
 
 
-@given(st.floats(0, 1), st.sampled_from([Outcome.PASSED, Outcome.FAILED]))
-def test_partial_credit_is_for_performance_checks_only(credit: float, outcome: Outcome) -> None:
-    """A performance check earns its share; the same credit on another check earns nothing and withholds."""
-    assert earned(CHECKS["test_e"], [finding("test_e", outcome, credit=credit)]) == (7 * credit, None)
-    points, reason = earned(CHECKS["test_d"], [finding("test_d", outcome, credit=credit)])
+@given(st.floats(0, 1, exclude_max=True))
+def test_partial_credit_is_for_performance_checks_only(credit: float) -> None:
+    """A performance check that failed earns its share; the same credit on another check earns nothing and withholds."""
+    assert earned(CHECKS["test_e"], [finding("test_e", Outcome.FAILED, credit=credit)]) == (7 * credit, None)
+    points, reason = earned(CHECKS["test_d"], [finding("test_d", Outcome.FAILED, credit=credit)])
     assert points == 0
     assert reason is not None
 
 
-def test_a_blocked_check_earns_nothing_whatever_credit_it_claims() -> None:
-    """Not run is not passed: partial credit belongs to a measurement, and there was none."""
-    assert earned(CHECKS["test_e"], [finding("test_e", Outcome.BLOCKED, credit=1.0)]) == (0.0, None)
+@given(st.floats(0, 1), st.sampled_from([Outcome.PASSED, Outcome.BLOCKED]))
+def test_credit_goes_with_failing_only(credit: float, outcome: Outcome) -> None:
+    """What passed has all its points and what was not run none: a share of them contradicts that, and withholds."""
+    points, reason = earned(CHECKS["test_e"], [finding("test_e", outcome, credit=credit)])
+    assert points == 0
+    assert reason is not None
+
+
+def test_what_failed_cannot_have_all_points() -> None:
+    """Too slow is never worth as much as fast enough."""
+    points, reason = earned(CHECKS["test_e"], [finding("test_e", Outcome.FAILED, credit=1.0)])
+    assert points == 0
+    assert reason is not None
 
 
 def test_findings_of_unknown_checks_withhold_the_whole_grade() -> None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import ast
 import io
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -25,7 +24,7 @@ def every() -> list[Mutant]:
 
 
 @pytest.fixture
-def excuses(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+def excuses(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """Where the list of equivalent mutants would stand in an otherwise empty repository."""
     monkeypatch.setattr(suite, "repository", lambda: tmp_path)
     path = tmp_path / "tests" / "submissions" / NAME / "equivalent.txt"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import json
 import math
 import os
@@ -22,14 +23,15 @@ from pydantic import ValidationError
 from autograder import results
 from autograder.finding import Finding, Outcome
 from autograder.grade import score
-from autograder.results import Result, StoreError
-from autograder.spec import Assignment, Task
+from autograder.results import Refused, Result, StoreError
+from autograder.spec import Assignment, Task, Threshold
 
 SAMPLE: dict[str, Any] = {
     "assignment": "sample",
     "student": "ada",
     "source": "sample.ipynb",
     "submission_hash": "a" * 64,
+    "submission_copy": "c" * 64,
     "suite_hash": "b" * 64,
     "release": "1",
     "framework": "0",
@@ -101,13 +103,15 @@ class TestRoundTrip:
 
     def test_a_credit_that_is_no_number_never_becomes_full_points(self, tmp_path: Path) -> None:
         """A finding that earns nothing before it is stored earns nothing after."""
-        task = Task("first", "First", 1, public={"test_a": 5}, performance=frozenset({"test_a"}))
+        task = Task(
+            "first", "First", 1, {"test_b": 1}, {"test_a": 5}, {"test_a": {"cpu": Threshold(2.0, 1.0, "1", "x")}}
+        )
         assignment = Assignment("sample", "Sample", (task,))
         results.save(tmp_path / "x.json", sample(findings=[finding(credit=math.nan)]))
         loaded = results.load(tmp_path / "x.json")
         assert loaded is not None
         assert score(assignment, loaded.findings).points == 0
-        assert score(assignment, loaded.findings).withheld
+        assert any("nan" in reason for reason in score(assignment, loaded.findings).withheld)
 
     def test_half_a_surrogate_pair_does_not_stop_the_run(self, tmp_path: Path) -> None:
         """Text that UTF-8 cannot hold is stored with a mark in its place."""
@@ -135,7 +139,7 @@ class TestRoundTrip:
 
 
 class TestDamage:
-    """Files that are no result count as absent."""
+    """Files that are not what was written are refused: never taken, never overlooked."""
 
     @pytest.mark.parametrize(
         "content",
@@ -151,37 +155,51 @@ class TestDamage:
         ],
         ids=repr,
     )
-    def test_foreign_content_counts_as_absent(self, tmp_path: Path, content: bytes) -> None:
-        """Broken, foreign or incomplete JSON is no result and no error."""
+    def test_foreign_content_is_refused(self, tmp_path: Path, content: bytes) -> None:
+        """Broken, foreign or incomplete JSON, and what an older version wrote, is refused by name."""
         (tmp_path / "x.json").write_bytes(content[:200_000])
-        assert results.load(tmp_path / "x.json") is None
+        with pytest.raises(Refused, match=r"x\.json.*no digest at its end"):
+            results.load(tmp_path / "x.json")
 
-    def test_every_truncation_counts_as_absent(self, tmp_path: Path) -> None:
+    @pytest.mark.parametrize("content", [b"", b"{", b"null", b"[]", b"{\n", b"[" * 100_000, b"\xff\xfe\x00"], ids=repr)
+    def test_foreign_content_with_a_good_digest_is_refused(self, tmp_path: Path, content: bytes) -> None:
+        """A digest alone makes nothing a result: its content must be one of this version."""
+        digest = hashlib.sha256(content).hexdigest()
+        (tmp_path / "x.json").write_bytes(content + f',\n "digest": "{digest}"\n}}\n'.encode())
+        with pytest.raises(Refused, match="another version"):
+            results.load(tmp_path / "x.json")
+
+    def test_every_truncation_is_refused(self, tmp_path: Path) -> None:
         """No beginning of a result passes for the whole."""
         file = tmp_path / "x.json"
         results.save(file, sample(findings=[finding(), finding(credit=0.5)]))
-        whole = file.read_bytes().rstrip()
-        for length in range(0, len(whole), 7):
+        whole = file.read_bytes()
+        for length in [*range(0, len(whole), 7), len(whole) - 1]:
             file.write_bytes(whole[:length])
-            assert results.load(file) is None
+            with pytest.raises(Refused):
+                results.load(file)
         file.write_bytes(whole)
         assert results.load(file) is not None
 
-    def test_what_cannot_be_read_counts_as_absent(self, tmp_path: Path) -> None:
-        """A folder of that name, a dead or endless link and a missing folder are all no result."""
+    def test_what_is_not_there_is_absent_and_what_cannot_be_read_is_refused(self, tmp_path: Path) -> None:
+        """Missing files and folders are no result; a folder of that name and a dead or endless link are told."""
         (tmp_path / "folder.json").mkdir()
         (tmp_path / "dead.json").symlink_to(tmp_path / "nothing")
         (tmp_path / "loop.json").symlink_to(tmp_path / "loop.json")
         (tmp_path / "file").write_text("")
-        for name in ("folder.json", "dead.json", "loop.json", "none.json", "none/x.json", "file/x.json"):
+        for name in ("none.json", "none/x.json", "file/x.json"):
             assert results.load(tmp_path / name) is None
+        for name in ("folder.json", "dead.json", "loop.json"):
+            with pytest.raises(Refused, match=name):
+                results.load(tmp_path / name)
 
     @pytest.mark.skipif(not hasattr(os, "geteuid") or os.geteuid() == 0, reason="root may read everything")
-    def test_a_closed_file_counts_as_absent(self, tmp_path: Path) -> None:
-        """A result without permission to read is graded anew, not crashed on."""
+    def test_a_closed_file_is_refused(self, tmp_path: Path) -> None:
+        """A result without permission to read is told, not crashed on."""
         results.save(tmp_path / "x.json", sample())
         (tmp_path / "x.json").chmod(0)
-        assert results.load(tmp_path / "x.json") is None
+        with pytest.raises(Refused, match="Permission denied"):
+            results.load(tmp_path / "x.json")
 
     @pytest.mark.parametrize("where", [(), ("isolation",), ("findings", 0)])
     def test_the_schema_rejects_unknown_fields(self, where: tuple[Any, ...]) -> None:
@@ -197,8 +215,9 @@ class TestDamage:
 
     def test_another_version_of_the_schema_is_foreign(self) -> None:
         """A result of a later framework is not half understood."""
-        with pytest.raises(ValidationError):
-            sample(schema_version=2)
+        for version in (1, 3):
+            with pytest.raises(ValidationError):
+                sample(schema_version=version)
         assert Result.model_json_schema()["additionalProperties"] is False
 
 

@@ -712,8 +712,8 @@ except OSError: reply([os.stat('big').st_size, os.getcwd()])"""
 
     def test_folders_of_killed_runs_are_swept(self, standin: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
         """A folder whose run was killed as a whole is removed by the next, one of a running one is not."""
-        monkeypatch.setattr("autograder.walled.STALE_S", -1.0)
-        old = Path(tempfile.mkdtemp(prefix="workers-"))
+        monkeypatch.setattr("autograder.temporary.STALE_S", -1.0)
+        old = Path(tempfile.mkdtemp(prefix="autograder-workers-"))
         with LandlockSandbox(**standin) as running, LandlockSandbox(**standin):
             assert not old.exists()
             student = Student(running, "open('x', 'w'); reply(1)")

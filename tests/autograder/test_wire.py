@@ -50,6 +50,26 @@ values = st.recursive(
 )
 
 
+tagged = st.one_of(
+    scalars.filter(lambda value: type(value) is not bytes and (type(value) is not int or abs(value) < 1 << 63)),
+    st.text("0123456789abcdef-x_", max_size=20).map(lambda digits: [wire.INT, digits]),
+    st.integers(-(1 << 14_001), 1 << 14_001).map(lambda number: [wire.INT, hex(number)]),
+    st.text("ab\xff\u20ac", max_size=3).map(lambda text: [wire.BYTES, text]),
+    st.tuples(st.booleans(), st.integers(-1, 99), st.text(max_size=3), st.booleans()).map(lambda ref: [wire.REF, *ref]),
+)
+trees = st.lists(
+    st.recursive(
+        tagged,
+        lambda inner: st.tuples(st.sampled_from([wire.LIST, wire.TUPLE, wire.DICT]), st.lists(inner, max_size=4)).map(
+            lambda node: [node[0], *node[1]]
+        ),
+        max_leaves=20,
+    ),
+    max_size=4,
+)
+"""What a peer may lay out that knows the tags and not the rules."""
+
+
 def refuse(item: Any) -> Any:
     raise AssertionError(f"{item!r} is not of the closed list")
 
@@ -134,6 +154,15 @@ def same(one: Any, other: Any) -> bool:
         pairs = zip(one.items(), other.items(), strict=True)  # order is kept
         return len(one) == len(other) and all(same(key, k) and same(value, v) for (key, value), (k, v) in pairs)
     return bool(one == other)
+
+
+def swapped(value: Any) -> Any:
+    """`value` as the other side sees it: what is mine is yours."""
+    if isinstance(value, Ref):
+        return Ref(not value.mine, value.number, value.type_name, value.callable)
+    if isinstance(value, dict):
+        return {swapped(key): swapped(part) for key, part in value.items()}
+    return type(value)(map(swapped, value)) if isinstance(value, list | tuple) else value
 
 
 class TestValues:
@@ -334,6 +363,22 @@ class TestArrays:
         with pytest.raises(WireError):
             receive(pack([wire.LIST, [wire.ARRAY, *tree]], buffer), from_wire)
 
+    @pytest.mark.parametrize("numbers", [[0, 0], [1, 0], [0, 2], [1]], ids=str)
+    def test_each_buffer_belongs_to_one_tensor_in_order(self, numbers: list[int]) -> None:
+        """No buffer is named twice or out of turn: a tensor costs bytes, so a frame holds few of them."""
+        tensors = [[wire.ARRAY, "torch", "bool", [8], number] for number in numbers]
+        with pytest.raises(WireError, match="malformed tensor"):
+            receive(pack([wire.LIST, *tensors], bytes(8), bytes(8), bytes(8)), from_wire)
+
+    def test_a_tensor_named_over_and_over_costs_no_time(self) -> None:
+        """Sixteen megabytes that a hundred thousand tensors name, each of which would be searched for wrong bytes."""
+        data = bytes(16 << 20)
+        tensors = [[wire.ARRAY, "torch", "bool", [len(data)], 0]] * 100_000
+        used = time.thread_time()
+        with pytest.raises(WireError):
+            receive(pack([wire.LIST, *tensors], data), keep, seconds=100)
+        assert time.thread_time() - used < 20, "seconds of processor time; all of them would take half an hour"
+
 
 class TestHostileBytes:
     """What a worker sends that does not follow the protocol."""
@@ -358,6 +403,16 @@ class TestHostileBytes:
         """Trees without our tags, or with wrong ones, are no messages."""
         with contextlib.suppress(WireError):
             assert type(receive(pack(tree), from_wire)) is list
+
+    @given(trees.map(lambda parts: [wire.LIST, *parts]))
+    @settings(max_examples=200)
+    def test_what_is_received_can_be_sent(self, tree: Any) -> None:
+        """Trees of our tags with anything in them end in a `WireError`, or in values that cross back as they are."""
+        try:
+            message = receive(pack(tree))
+        except WireError:
+            return
+        assert same(cross(message, decode=keep), [swapped(value) for value in message])
 
     @given(st.data())
     @settings(max_examples=200)
@@ -393,6 +448,7 @@ class TestHostileBytes:
             [wire.LIST, [wire.DICT, [wire.LIST], 3]],
             [wire.LIST, [wire.INT, "zz"]],
             [wire.LIST, [wire.INT, "f" * 5000]],
+            [wire.LIST, [wire.INT, "f" * wire.MAX_HEX]],
             [wire.LIST, [wire.INT, 5]],
             [wire.LIST, [wire.BYTES, "\u20ac"]],
             [wire.LIST, [wire.BYTES]],

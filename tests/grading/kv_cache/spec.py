@@ -1,6 +1,6 @@
-"""Tasks, checks and points of the assignment `kv_cache`. No thresholds: every check is exact."""
+"""Tasks, checks and points of the assignment `kv_cache`. All checks but one are exact."""
 
-from autograder.spec import Assignment, Task
+from autograder.spec import Assignment, Task, Threshold
 
 ASSIGNMENT = Assignment(
     name="kv_cache",
@@ -82,6 +82,17 @@ ASSIGNMENT = Assignment(
                 "test_pool_keeps_duplicates": 1,
                 "test_pool_without_caching": 1,
                 "test_pool_constant_time": 1,
+            },
+            thresholds={
+                "test_pool_constant_time": {
+                    "cpu": Threshold(
+                        ratio=0.25,
+                        naive=0.1,
+                        why="Taking and freeing blocks of 2,000 against of 200,000: constant-time pools of the corpus take "
+                        "0.3 to 1.4 times as long, list.pop(0) 9 to 38 times, a walk through the queue 98 to 1,400 times.",
+                        machine="2 cores, over the wire",
+                    )
+                }
             },
         ),
     ),
