@@ -12,7 +12,8 @@ Map:
     gpu_env.clock       blocks of calls, timed on a monotonic clock
     gpu_env.paired      is a candidate fast enough? two implementations timed in turn, decided by `gpu_env.sequential`
     gpu_env.lease       one measurement at a time on each device
-    gpu_env.load        load for servers, and what their users would have felt
+    gpu_env.load        load for servers, and what their users would have felt; answers are read by `gpu_env.sse`
+    gpu_env.slo         did a server keep its objectives? exact verdicts on a load, its audit, the test for caches
     gpu_env.roofline    the time below which no honest run can be, from rates that `gpu_env.probe` measures and
                         `gpu_env.per_boot` keeps
 

@@ -41,14 +41,15 @@ import torch
 from autograder.blocks import Feed, WorkerSide
 from autograder.checks import CheckFailed, SubmissionFault, SubmissionRaised, fail
 from autograder.remote import RunningSubmission
-from autograder.sandbox import Limits, ProcessSandbox, Sandbox, best_sandbox, gpu_devices
+from autograder.sandbox import LandlockSandbox, Limits, NamespaceSandbox, ProcessSandbox, Sandbox, gpu_devices
 from autograder.spec import Threshold
 from autograder.timed import Inconclusive, NeedsReview, Timed
 from autograder.worker import device_memory
 from gpu_env import device
 from gpu_env.paired import Rule
 
-CORPUS = Path(__file__).resolve().parents[1] / "submissions" / "timing"
+REPOSITORY = Path(__file__).resolve().parents[2]
+CORPUS = REPOSITORY / "tests" / "submissions" / "timing"
 RULE = Rule(processes=1, pairs=(10, 20, 40))
 LIMITS = Limits(cpu_s=600, memory_bytes=16 << 30, processes=512, scratch_bytes=2 << 30)
 LOOP = """
@@ -325,20 +326,23 @@ def cases(where: str, pattern: str) -> list[Path]:
 
 @contextlib.contextmanager
 def sandboxes(which: str, where: str) -> Iterator[list[Sandbox]]:
-    """A plain process, and the strongest walls to be had."""
+    """The strongest walls to be had, and a plain process. What is on PYTHONPATH beside this repository workers see too."""
+    more = [each for each in os.environ.get("PYTHONPATH", "").split(":") if each and Path(each).resolve() != REPOSITORY]
+    devices = gpu_devices() if where == "cuda" else ()
     with contextlib.ExitStack() as stack:
         found: list[Sandbox] = []
-        if which in ("walls", "both"):
+        for kind in (NamespaceSandbox, LandlockSandbox) if which in ("walls", "both") else ():
             try:
-                devices = gpu_devices() if where == "cuda" else ()
-                made = best_sandbox(["torch"], 1, devices=devices)
-                stack.callback(made.close)
-                tell("sandbox", **vars(made.isolation), threads=getattr(made, "threads", None))
-                found.append(made)
+                made = kind(["torch"], import_paths=more, devices=devices)
             except Exception as error:
-                tell("sandbox", name="walls", error=str(error)[-1500:])
+                tell("sandbox", name=kind.names()[0], error=str(error)[-1500:])
+                continue
+            stack.callback(made.close)
+            tell("sandbox", **vars(made.isolation), threads=made.threads, not_preloaded=made.preload_failed)
+            found.append(made)
+            break
         if which in ("plain", "both") or not found:
-            found.append(ProcessSandbox())
+            found.append(ProcessSandbox(import_paths=more))
         yield found
 
 

@@ -348,6 +348,12 @@ class Killer:
         ]
         return code, said
 
+    def close(self) -> None:
+        """End the command, should it still run: we were stopped ourselves."""
+        if self.command and self.command.runs:
+            os.killpg(self.command.process.pid, signal.SIGKILL)
+            self.command.finish()
+
     def complete(self) -> str:
         """Run the command to its end, after which all must be graded; gives what it said."""
         for _ in range(CALM):
@@ -460,25 +466,16 @@ def survive(
             shutil.copytree(given, world / "course")
             submissions = len(list((world / "course" / "submitted").glob(f"*/{name}")))
         shutil.copytree(world / "course", world / "peace")
-        peace = Killer(world / "peace", name, world / "tmp", chance, report, 0.0)
-        command = peace.start()
-        warm_up_s = 0.0
-        while command.runs and not any(line.startswith("  1/") for line in list(command.lines)):
-            warm_up_s = time.monotonic() - command.began
-            time.sleep(0.02)
-        if peace.finish(0, 1)[0]:
-            peace.complete()
-        if peace.complaints:
-            raise SystemExit("\n".join(peace.complaints))
-        expected = state(world / "peace", name)
+        with contextlib.closing(Killer(world / "peace", name, world / "tmp", chance, report, 0.0)) as peace:
+            expected, warm_up_s = _in_peace(peace)
         report(f"{submissions} graded without interruption in {time.monotonic() - began:.1f} s")
         for number, wanted in enumerate(aims(kills, chance), 1):
             leftovers = corpus.Leftovers(name, world)
-            killer = Killer(world / "course", name, world / "tmp", chance, report, warm_up_s)
-            for aim in wanted:
-                killer.kill(aim)
-                tried[aim] += 1
-            found = [*_complete(killer, expected), *killer.complaints]
+            with contextlib.closing(Killer(world / "course", name, world / "tmp", chance, report, warm_up_s)) as killer:
+                for aim in wanted:
+                    killer.kill(aim)
+                    tried[aim] += 1
+                found = [*_complete(killer, expected), *killer.complaints]
             found_left = [*leftovers.found(), *(line for line in _mounts() if str(world) in line)]
             if not found and not found_left:
                 survived += len(wanted)
@@ -496,6 +493,20 @@ def survive(
         left=tuple(left),
         seconds=round(time.monotonic() - began, 1),
     )
+
+
+def _in_peace(killer: Killer) -> tuple[State, float]:
+    """Grade without a kill: what the course holds then, and the seconds before the first submission was graded."""
+    command = killer.start()
+    warm_up_s = 0.0
+    while command.runs and not any(line.startswith("  1/") for line in list(command.lines)):
+        warm_up_s = time.monotonic() - command.began
+        time.sleep(POLL_S)
+    if killer.finish(0, 1)[0]:
+        killer.complete()
+    if killer.complaints:
+        raise SystemExit("\n".join(killer.complaints))
+    return state(killer.folder, killer.name), warm_up_s
 
 
 def _complete(killer: Killer, expected: State) -> Iterator[str]:
@@ -528,6 +539,7 @@ def main() -> None:
     parser.add_argument("--json", action="store_true", help="the figures as one object on the last line")
     arguments = parser.parse_args()
     kills, count = (8, 12) if arguments.quick else (arguments.kills, arguments.submissions)
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # and so clean up
     print(f"seed {arguments.seed}")
     figures = survive(
         kills, count, arguments.seed, lambda line: print(line, flush=True), arguments.course, arguments.assignment
