@@ -1,0 +1,572 @@
+# ---
+# jupyter:
+#   autograder:
+#     assignment: speculative_decoding
+#     release: ab6d864748831614
+#   jupytext:
+#     cell_metadata_filter: task,given,helpers,check,-all
+#     formats: ipynb,py:percent
+#     notebook_metadata_filter: autograder,jupytext,kernelspec,-all
+#     text_representation:
+#       extension: .py
+#       format_name: percent
+#       format_version: '1.3'
+#   kernelspec:
+#     display_name: Python 3
+#     language: python
+#     name: python3
+# ---
+
+# %% [markdown]
+# # Speculative decoding: guess cheaply, check exactly
+#
+# A large language model writes one token per run. Most of the time of such a run goes into reading the weights, so a
+# run that looks at five tokens takes hardly longer than a run that looks at one. **Speculative decoding** uses this: a
+# small *draft* model guesses the next few tokens, the large *target* model checks all of them in one run, and keeps
+# those that it agrees with. Done right, the text follows **exactly** the same distribution as without the draft. Done
+# almost right, it looks fine and follows another one. In this assignment you
+#
+# 1. compute how many tokens a run of the target brings (`expected_tokens`),
+# 2. how much faster that is (`speedup`),
+# 3. and how many tokens to guess (`optimal_gamma`),
+# 4. compute what to draw from after a rejection (`residual_distribution`),
+# 5. accept and reject whole batches of drafts without changing the target's distribution (`rejection_sample`),
+# 6. draft without any model, by looking into the prompt (`PromptLookupProposer`),
+# 7. choose the length of the draft while you run (`AdaptiveGamma`),
+# 8. and refuse a draft model that speaks another language (`check_compatible`).
+#
+# Tasks 1 to 4, 6 and 7 take about 20 minutes each, task 5 about 60, task 8 about 15. No GPU and no model is needed.
+# You should know Python, PyTorch tensors, and what a probability distribution over a vocabulary is.
+#
+# | term | means |
+# |---|---|
+# | target, $p$ | the large model whose text we want; $p(x)$: its probability of token $x$ as the next one |
+# | draft, $q$ | the small model that guesses; $q(x)$: its probability of token $x$ |
+# | draft length $\gamma$ (gamma) | tokens that are guessed before the target checks them |
+# | run | one forward pass of a model |
+# | acceptance probability $\alpha$ (alpha) | how likely a guessed token is accepted, if all before it were |
+# | bonus token | the extra token that the target gives when the whole draft was accepted |
+# | $c$ | time of a draft run, divided by the time of a target run on one token |
+# | $v$ | time of a target run that checks a draft, divided by the time of a target run on one token |
+# | vocabulary size $V$ | number of different tokens; token ids are $0 \dots V - 1$ |
+#
+# Papers and programs do not agree on the letters: here, as in the paper that most people cite (Leviathan et al., 2023,
+# arXiv 2211.17192), $p$ is the target and $q$ the draft. Some programs swap them.
+#
+# **How it is graded.** Only the cells of the eight tasks and the one cell of imports and helpers count. The next cell
+# is replaced by the original when grading; all others are yours, change them freely. The cell `check(...)` after each
+# task runs its public checks. Hidden checks look at the same rules on other inputs: everything they ask for is written
+# here. One call of your code may take 10 s. A later task that calls an earlier one calls *your* earlier one.
+#
+# **Rules for all tasks.** Where a docstring says that an argument is checked: a count that is no `int`, or a `bool`, is
+# a `TypeError`; a number that is neither `int` nor `float`, or a `bool`, is a `TypeError`; a value outside its range
+# (NaN and infinity are outside of every range) is a `ValueError`. The text of the error contains the argument's name.
+# `check_count` and `check_number`, below, do all this for you. If several errors apply to one call, any of them is
+# right. Other arguments need no checks. Never change a tensor or list that you are given.
+
+# %% given="course"
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+
+
+def check_count(value: int, name: str, minimum: int = 0) -> None:
+    """Raise `TypeError` if `value` is no int (a bool is none), `ValueError` if below `minimum`; the text has `name`."""
+    if isinstance(value, bool) or not isinstance(value, int):
+        raise TypeError(f"{name} must be an int, not {value!r} of type {type(value).__name__}")
+    if value < minimum:
+        raise ValueError(f"{name} must be at least {minimum}, not {value}")
+
+
+def check_number(value: float, name: str, low: float = 0.0, high: float = math.inf) -> None:
+    """Raise `TypeError` if `value` is no int or float, `ValueError` if not finite or outside of `low` to `high`."""
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        raise TypeError(f"{name} must be a number, not {value!r} of type {type(value).__name__}")
+    if not (math.isfinite(value) and low <= value <= high):
+        raise ValueError(f"{name} must be a finite number from {low:g} to {high:g}, not {value}")
+
+
+def make_generator(seed: int) -> torch.Generator:
+    """A source of random numbers of its own: `torch.rand(3, generator=make_generator(7))`."""
+    return torch.Generator().manual_seed(seed)
+
+
+@dataclass(frozen=True)
+class Tokenizer:
+    """What task 8 needs of a tokenizer: which token has which id, and which id ends a text."""
+
+    vocab: dict[str, int]
+    eos_token_id: int
+
+    def get_vocab(self) -> dict[str, int]:
+        """Each token with its id, as the method of the same name in transformers gives it."""
+        return dict(self.vocab)
+
+
+# %% helpers="helpers"
+# Your imports and helpers. Everything that several tasks share goes here; this cell is graded together with them.
+
+# %% [markdown]
+# ## Task 1: tokens per run of the target (about 20 minutes)
+#
+# One *step*: the draft guesses $\gamma$ tokens, the target checks them in one run. The guesses are looked at from the
+# first to the last. Each is accepted with probability $\alpha$. The first one that is rejected is replaced by a token
+# from the target, and **the guesses after it are thrown away**: they were made for another text. If none is rejected,
+# the run of the target has already computed what comes after the last guess, so it gives one token more: the bonus.
+# A step therefore brings 1 to $\gamma + 1$ tokens. On average (the paper, equation 1):
+#
+# $$E(\alpha, \gamma) = 1 + \alpha + \alpha^2 + \dots + \alpha^\gamma = \frac{1 - \alpha^{\gamma + 1}}{1 - \alpha} .$$
+#
+# Why: there is always one token; there is a second one if the first guess was accepted ($\alpha$), a third one if the
+# second was too ($\alpha^2$), and so on.
+#
+# *Examples.* $E(0.8, 4) = 1 + 0.8 + 0.64 + 0.512 + 0.4096 = 3.3616$. $E(0.5, 1) = 1.5$. $E(\alpha, 0) = 1$: plain
+# decoding. $E(1, 5) = 6$, exactly; the fraction would be 0 / 0 there.
+#
+# *Common mistakes:* $\alpha \gamma + 1$, which forgets that a rejection throws the rest away ($4.2$ instead of $3.3616$);
+# no bonus token; a division by zero at $\alpha = 1$, where the fraction is 0 / 0 and the sum is not.
+
+# %% task="expected_tokens"
+def expected_tokens(alpha: float, gamma: int) -> float:
+    """Mean number of tokens that one step brings, 1.0 to gamma + 1.
+
+    Args:
+        alpha: acceptance probability, 0 to 1; checked.
+        gamma: draft length, at least 0; checked. No more than 1,000 is asked for.
+
+    Returns:
+        A float.
+    """
+    # YOUR CODE HERE
+    raise NotImplementedError()
+
+
+# %% check="expected_tokens"
+from autograder import check
+
+check("expected_tokens")
+
+
+# %% [markdown]
+# ## Task 2: is it faster? (about 20 minutes)
+#
+# Measure time in runs of the target on one token. A step costs $\gamma$ runs of the draft, $c$ each, and one run of the
+# target on the draft, $v$. It brings $E(\alpha, \gamma)$ tokens, which would cost as many plain runs. So
+#
+# $$S(\alpha, \gamma, c, v) = \frac{E(\alpha, \gamma)}{c\,\gamma + v} .$$
+#
+# The paper takes $v = 1$: to check $\gamma + 1$ tokens takes as long as to compute one. That is nearly true where
+# reading weights takes all the time (large model, small batch), and wrong where computing does (large batch, or a CPU).
+# Without a draft there is nothing to check, so for $\gamma = 0$ give $v = 1$.
+#
+# *Examples.* $\alpha = 0.8, \gamma = 4, c = 0.1, v = 1$: $3.3616 / 1.4 = 2.4011$. The same with $v = 1.3$:
+# $3.3616 / 1.7 = 1.9774$. A slow draft: $\alpha = 0.8, \gamma = 5, c = 0.4$: $3.68928 / 3 = 1.2298$.
+#
+# *Seen in a published course notebook:* $\gamma / (1 + (1 - \alpha) \gamma)$. For the slow draft that gives 2.5, twice the
+# truth: it does not contain $c$ at all. *Other common mistakes:* $c (\gamma + 1)$ in the denominator; counting the
+# draft's runs only.
+
+# %% task="speedup"
+def speedup(alpha: float, gamma: int, c: float, v: float = 1.0) -> float:
+    """How many times faster speculative decoding is than plain decoding; below 1: slower.
+
+    Args:
+        alpha: acceptance probability, 0 to 1; checked.
+        gamma: draft length, at least 0; checked. No more than 1,000 is asked for.
+        c: time of a draft run in target runs, at least 0; checked.
+        v: time of a checking run in target runs, at least 1; checked.
+
+    Returns:
+        A float.
+    """
+    # YOUR CODE HERE
+    raise NotImplementedError()
+
+
+# %% check="speedup"
+from autograder import check
+
+check("speedup")
+
+
+# %% [markdown]
+# ## Task 3: how many tokens to guess (about 20 minutes)
+#
+# Longer drafts bring more tokens per step, but each further token is less likely to be reached and costs as much. The
+# best $\gamma$ is the one with the largest speed-up (with $v = 1$), looked for among the whole numbers from `min_gamma`
+# to `max_gamma`, both included. If several are equally good, the smallest. With `min_gamma = 0` the answer may be 0: do
+# not speculate at all. That is right whenever $\alpha \le c$.
+#
+# *Examples.* For $\alpha = 0.8$ and `max_gamma` = 20: $c = 0.05$ gives 8, $c = 0.1$ gives 6, $c = 0.4$ gives 2.
+# $\alpha = 0.3, c = 0.4$: 0; with `min_gamma=1`: 1. $\alpha = 1, c = 0.1$: each token more pays, so `max_gamma`.
+#
+# *Common mistakes:* the largest $E$ instead of the largest $S$ (always `max_gamma`); a range that ends before
+# `max_gamma`; 0 left out, so that a draft that only costs time is still used.
+
+# %% task="optimal_gamma"
+def optimal_gamma(alpha: float, c: float, max_gamma: int, min_gamma: int = 0) -> int:
+    """The draft length with the largest speed-up.
+
+    Args:
+        alpha: acceptance probability, 0 to 1; checked.
+        c: time of a draft run in target runs, at least 0; checked.
+        max_gamma: the largest length allowed, at least `min_gamma`; checked. No more than 100 is asked for.
+        min_gamma: the smallest length allowed, at least 0; checked.
+
+    Returns:
+        An int from `min_gamma` to `max_gamma`.
+    """
+    # YOUR CODE HERE
+    raise NotImplementedError()
+
+
+# %% check="optimal_gamma"
+from autograder import check
+
+check("optimal_gamma")
+
+# %% [markdown]
+# Speed-up against draft length, drawn by your functions. The dot is the best length. Where does a better draft model
+# help more: where $\alpha$ is 0.5, or where it is 0.8?
+
+# %%
+import matplotlib.pyplot as plt
+
+lengths = range(0, 16)
+plt.figure(figsize=(6, 3.5))
+for alpha in (0.3, 0.5, 0.7, 0.8, 0.9):
+    (line,) = plt.plot(lengths, [speedup(alpha, gamma, 0.1) for gamma in lengths], label=f"alpha = {alpha}")
+    best = optimal_gamma(alpha, 0.1, 15)
+    plt.plot(best, speedup(alpha, best, 0.1), "o", color=line.get_color())
+plt.axhline(1, color="gray", linestyle=":")
+plt.xlabel("draft length gamma")
+plt.ylabel("speed-up")
+plt.title("A draft that costs a tenth of the target")
+plt.legend()
+plt.show()
+
+
+# %% [markdown]
+# ## Task 4: what to draw from after a rejection (about 20 minutes)
+#
+# Now make it exact. The draft has drawn a token $x$ from $q$. It is accepted with probability $\min(1, p(x) / q(x))$: a
+# token that the draft overrates ($q(x) > p(x)$) is accepted only that often that it comes out with probability
+# $q(x) \cdot p(x)/q(x) = p(x)$; one that it underrates is always accepted, and so comes out with probability $q(x)$, which
+# is too little. What is missing is $p(x) - q(x)$. So after a rejection, the token is drawn from what is missing:
+#
+# $$r(x) = \frac{\max(p(x) - q(x),\, 0)}{\sum_y \max(p(y) - q(y),\, 0)} .$$
+#
+# *Example.* $p = (0.6, 0.3, 0.1)$, $q = (0.3, 0.6, 0.1)$. Then $\max(p - q, 0) = (0.3, 0, 0)$ and $r = (1, 0, 0)$. Token 0
+# comes out when it is guessed (0.3), or when token 1 is guessed and rejected ($0.6 \cdot 0.5 = 0.3$): together 0.6, which
+# is $p(0)$. How likely is a guess accepted? $\alpha = \sum_x \min(p(x), q(x)) = 0.3 + 0.3 + 0.1 = 0.7$.
+#
+# If $p$ and $q$ are equal, nothing is ever rejected and the fraction is 0 / 0. Give $p$ there, not NaN. But if they
+# differ, however little, $r$ is defined and you give it: its numbers sum to 1.
+#
+# *Common mistakes:* $|p - q|$ instead of $\max(p - q, 0)$; no division by the sum; `+ 1e-8` in the denominator, which is
+# wrong where the sum is small; one sum for a whole batch instead of one for each distribution.
+
+# %% task="residual_distribution"
+def residual_distribution(p: torch.Tensor, q: torch.Tensor) -> torch.Tensor:
+    """The distribution of the token that replaces a rejected one.
+
+    Args:
+        p: target probabilities, shape [..., V]: any number of dimensions, each last one a distribution. fp32 or fp64.
+        q: draft probabilities, of the same shape and dtype.
+
+    Returns:
+        A new tensor of the same shape and dtype; where the distributions are equal, that of `p`.
+
+    Raises:
+        ValueError: the shapes of `p` and `q` differ.
+    """
+    # YOUR CODE HERE
+    raise NotImplementedError()
+
+
+# %% check="residual_distribution"
+from autograder import check
+
+check("residual_distribution")
+
+
+# %% [markdown]
+# ## Task 5: accept and reject, for a batch (about 60 minutes)
+#
+# A server checks the drafts of $B$ requests at once. A request may have fewer guesses than others, or none: its row of
+# `draft_ids` is then filled up with $-1$ at the end. Let $n_b$ be the number of guesses of request $b$. For each request
+# on its own, with guesses $x_0, x_1, \dots$:
+#
+# 1. For $i = 0, 1, \dots, n_b - 1$: draw a new $u$, evenly from 0 up to 1 (1 excluded), and accept $x_i$ if
+#    $u < p_i(x_i) / q_i(x_i)$.
+# 2. At the first guess that is *not* accepted, stop: draw one token from $r$ of task 4 with $p_i$ and $q_i$.
+#    Nothing after it counts.
+# 3. If all $n_b$ were accepted, draw one bonus token from $p_{n_b}$, row $n_b$ of the target: the first row for which
+#    there is no guess.
+#
+# `target_probs[b, i]` is $p_i$, the target's distribution for the place where guess $i$ stands, *given the text and the
+# guesses before it*; `draft_probs[b, i]` is $q_i$, what guess $i$ was drawn from. (The model's output at a place is its
+# distribution for the **next** one. Whoever fills `target_probs` must take the output one place before the guess.) Rows
+# that belong to no guess and to no bonus token have no meaning, but are distributions, too.
+#
+# A draft without a model, as in task 6, has no $q$: it is certain of its guess. Then `draft_probs` is `None`, and $q_i$ is
+# 1 for the guess and 0 for everything else.
+#
+# *Example.* $V = 3$, $\gamma = 2$, the guesses of three requests are `[[0, 1], [2, -1], [-1, -1]]`. Let the target be
+# certain: of token 0, then of token 1, then of token 2, in each request. Request 0: both are accepted and the bonus token
+# is 2. Request 1: 2 is rejected ($p_0(2) = 0$) and replaced by 0. Request 2: no guesses, so the bonus token comes from
+# row 0: it is 0. The result is `tokens = [[0, 1, 2], [0, -1, -1], [0, -1, -1]]` and `n_accepted = [2, 0, 0]`.
+#
+# **All random numbers come from `generator`**: `torch.rand(..., generator=generator)` and
+# `torch.multinomial(probs, 1, generator=generator)`, which draws one token for each row of a matrix. Two generators with
+# the same seed give the same result; two calls with the same generator do not, since the first call has moved it on.
+#
+# *Seen in a published course notebook:* accept if $p(x) > 0.1$, and draw from $p$ after a rejection. *In another program:*
+# the seed is set again before each number, so that all $u$ are the same. The text still looks fine: only counting shows
+# that it follows another distribution. *Other common mistakes:* $q / p$; a bonus token after a rejection; no bonus token;
+# guesses accepted after a rejected one; one $u$ for the whole batch; the bonus token always from the last row, although
+# the request had fewer guesses; token 0 or $-1$ as an index taken for "nothing". Draw $u$ and the token after a rejection
+# separately: a $u$ that has led to a rejection is not evenly spread any more.
+#
+# *Where this goes wrong in practice:* $p$ and $q$ must be the distributions after temperature, top-k and so on. If the
+# draft used another temperature, `draft_probs` must have it, too.
+
+# %% task="rejection_sample"
+def rejection_sample(
+    draft_ids: torch.Tensor,
+    draft_probs: torch.Tensor | None,
+    target_probs: torch.Tensor,
+    generator: torch.Generator,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Check the drafts of a batch such that the tokens follow the target's distribution.
+
+    Args:
+        draft_ids: the guesses, int64, shape [B, gamma], B at least 1, gamma may be 0; -1 after the last guess of a row.
+        draft_probs: fp32, shape [B, gamma, V]; the guess in row i was drawn from it, so q(x) > 0. `None`: see above.
+        target_probs: fp32, shape [B, gamma + 1, V].
+        generator: where all random numbers come from.
+
+    Returns:
+        `(tokens, n_accepted)`: int64 of shape [B, gamma + 1], the accepted guesses of each request, then one token, then
+        -1; and int64 of shape [B], how many guesses were accepted.
+    """
+    # YOUR CODE HERE
+    raise NotImplementedError()
+
+
+# %% check="rejection_sample"
+from autograder import check
+
+check("rejection_sample")
+
+# %% [markdown]
+# See it work: guesses from $q$, tokens like $p$. On the right, how often the first, second, ... guess of a draft was
+# accepted. Later ones are accepted less often, although each has the same chance *once it is looked at*.
+
+# %%
+p, q = torch.tensor([0.5, 0.3, 0.15, 0.05]), torch.tensor([0.2, 0.2, 0.2, 0.4])
+random_numbers, many, gamma = make_generator(0), 20_000, 4
+guesses = torch.multinomial(q, many * gamma, replacement=True, generator=random_numbers).reshape(many, gamma)
+tokens, n_accepted = rejection_sample(guesses, q.expand(many, gamma, 4), p.expand(many, gamma + 1, 4), random_numbers)
+fig, (left, right) = plt.subplots(1, 2, figsize=(8, 3))
+for shift, share, name in (
+    (-0.25, q, "draft q"),
+    (0, p, "target p"),
+    (0.25, torch.bincount(tokens[:, 0], minlength=4) / many, "first tokens"),
+):
+    left.bar(torch.arange(4) + shift, share, width=0.25, label=name)
+left.set(xlabel="token", ylabel="share", xticks=range(4))
+left.legend()
+right.bar(range(1, gamma + 1), [(n_accepted >= place).float().mean() for place in range(1, gamma + 1)])
+right.set(xlabel="guess", ylabel="accepted", xticks=range(1, gamma + 1))
+plt.tight_layout()
+plt.show()
+
+
+# %% [markdown]
+# ## Task 6: drafts out of the prompt (about 20 minutes)
+#
+# Summaries, corrected code and answers that quote repeat much of the prompt. So look whether the last few tokens have
+# stood in the text before, and guess that what followed then follows again. No draft model: $c$ is almost 0.
+#
+# An *n-gram* is a run of $n$ tokens. To guess up to $k$ tokens for `ids`:
+#
+# - Take the last `ngram_max` tokens and look for an earlier place where the same tokens stand. If there is none, try one
+#   token less, and so on down to `ngram_min`. The **longest** n-gram that is found counts.
+# - Of several places, the **most recent** (the one that begins last) counts. It may overlap the end of the text, but it is
+#   not the end itself: that one is always equal, and nothing follows it.
+# - The guess is what follows that place, up to $k$ tokens; fewer where the text ends before. If nothing is found: `[]`.
+#
+# *Examples*, with `ngram_max=3, ngram_min=1`:
+#
+# | ids | k | guess | why |
+# |---|---|---|---|
+# | 1 2 3 4 1 2 3 | 3 | 4 1 2 | 1 2 3 stands at the beginning, too |
+# | 5 1 7 6 1 8 2 1 | 2 | 8 2 | only 1 stands elsewhere; of two places, the later one |
+# | 9 1 2 8 2 3 1 2 | 2 | 8 2 | 1 2 is longer than 2, though 2 stands alone later |
+# | 4 4 4 | 5 | 4 | 4 4 stands at place 0; after it there is only one token |
+# | 1 2 3 | 3 | nothing | 3 stands nowhere before |
+#
+# (Programs differ in this: transformers takes the earliest place, for instance. Ours is the rule above.)
+#
+# *Common mistakes:* the end of the text found as its own match; the shortest n-gram first; an error for texts that are
+# shorter than `ngram_max`.
+
+# %% task="PromptLookupProposer"
+class PromptLookupProposer:
+    """Guesses the next tokens by looking for the last ones earlier in the text.
+
+    Args:
+        ngram_max: the longest n-gram that is looked for, at least `ngram_min`; checked.
+        ngram_min: the shortest one, at least 1; checked.
+    """
+
+    def __init__(self, ngram_max: int, ngram_min: int = 1) -> None:
+        # YOUR CODE HERE
+        raise NotImplementedError()
+
+    def propose(self, ids: Sequence[int], k: int) -> list[int]:
+        """Up to `k` guesses for what follows `ids`, which may be empty and has at most 2,000 tokens.
+
+        `k` is at least 0; checked.
+        """
+        # YOUR CODE HERE
+        raise NotImplementedError()
+
+
+# %% check="PromptLookupProposer"
+from autograder import check
+
+check("PromptLookupProposer")
+
+
+# %% [markdown]
+# ## Task 7: choose the draft length while you run (about 20 minutes)
+#
+# $\alpha$ depends on the text: code is easier to guess than poems. So estimate it from what happened, and choose $\gamma$
+# for it (task 3).
+#
+# **The trap:** servers report `accepted / drafted` as their acceptance rate. That is not $\alpha$. If 4 tokens were guessed
+# and the second was rejected, the third and the fourth were never looked at. *Trials* are the guesses that were looked
+# at: the accepted ones, and the rejected one if there was one. Here: 1 accepted of 2 trials, not 1 of 4. With
+# $\alpha = 0.8$ and $\gamma = 8$, `accepted / drafted` is 0.416 on average, and the draft would be made far too short.
+#
+# `AdaptiveGamma` keeps two numbers: $A$ (accepted) and $T$ (trials). They begin at $A = \text{initial\_alpha} \cdot
+# \text{weight}$ and $T = \text{weight}$, as if `weight` trials had been seen. At each step, old experience first loses
+# value, then the new one is added:
+#
+# $$A \leftarrow \text{decay} \cdot A + \text{accepted}, \qquad T \leftarrow \text{decay} \cdot T + \text{trials} .$$
+#
+# The estimate is $A / T$. A step without any guess says nothing: it changes nothing, and $A$ and $T$ do not decay either.
+# `min_gamma` is 1 by default, for a reason: at $\gamma = 0$ nothing is tried any more, so the estimate could never recover.
+#
+# *Example.* `AdaptiveGamma(c=0.1, max_gamma=8, initial_alpha=0.8, weight=10.0, decay=0.9)`: the estimate is 0.8 and
+# `gamma()` gives 6. After `update(4, 1)`: $A = 0.9 \cdot 8 + 1 = 8.2$, $T = 0.9 \cdot 10 + 2 = 11$, estimate 0.74545, and
+# `gamma()` gives 5. After `update(5, 5)` (all accepted, 5 trials): $A = 12.38$, $T = 14.9$, estimate 0.83087, `gamma()` 7.
+
+# %% task="AdaptiveGamma"
+class AdaptiveGamma:
+    """Estimates the acceptance probability from what happened, and chooses the draft length for it.
+
+    Args:
+        c: time of a draft run in target runs, at least 0; checked.
+        max_gamma: the largest draft length, at least `min_gamma`; checked.
+        min_gamma: the smallest one, at least 0; checked.
+        initial_alpha: the first estimate, 0 to 1; checked.
+        weight: how many trials the first estimate is worth, at least 1; checked.
+        decay: what a step leaves of earlier experience, 0 to 1; checked.
+    """
+
+    def __init__(
+        self,
+        c: float,
+        max_gamma: int,
+        min_gamma: int = 1,
+        initial_alpha: float = 0.8,
+        weight: float = 10.0,
+        decay: float = 0.95,
+    ) -> None:
+        # YOUR CODE HERE
+        raise NotImplementedError()
+
+    def update(self, drafted: int, accepted: int) -> None:
+        """A step is over: of `drafted` guesses the first `accepted` were accepted.
+
+        Both are counts of at least 0, and `accepted` is at most `drafted`; checked. After an error nothing has changed.
+        """
+        # YOUR CODE HERE
+        raise NotImplementedError()
+
+    def alpha(self) -> float:
+        """The estimate of the acceptance probability."""
+        # YOUR CODE HERE
+        raise NotImplementedError()
+
+    def gamma(self) -> int:
+        """The best draft length for the estimate (task 3)."""
+        # YOUR CODE HERE
+        raise NotImplementedError()
+
+
+# %% check="AdaptiveGamma"
+from autograder import check
+
+check("AdaptiveGamma")
+
+# %% [markdown]
+# The text changes after 60 steps, from easy to guess to hard. Does the draft length follow? Try another `decay`.
+
+# %%
+import random
+
+draw, adaptive, chosen = random.Random(0), AdaptiveGamma(c=0.1, max_gamma=12, decay=0.9), []
+for step in range(120):
+    gamma, alpha = adaptive.gamma(), 0.9 if step < 60 else 0.5
+    accepted = 0
+    while accepted < gamma and draw.random() < alpha:
+        accepted += 1
+    adaptive.update(gamma, accepted)
+    chosen.append(gamma)
+plt.figure(figsize=(6, 3))
+plt.step(range(120), chosen, where="post")
+plt.axvline(60, color="gray", linestyle=":")
+plt.xlabel("step")
+plt.ylabel("draft length")
+plt.show()
+
+
+# %% [markdown]
+# ## Task 8: do they speak the same language? (about 15 minutes)
+#
+# $p(x)$ and $q(x)$ are about the same $x$ only if token id $x$ is the same piece of text for both models. A published
+# course notebook pairs GPT-2 as the draft with OPT as the target. Both have about 50,000 tokens, yet with other ids:
+# every guess means something else to the target.
+#
+# Two tokenizers are compatible if both give **the same ids to the same tokens**, no token more or less in either, and if
+# the same id ends a text. The order in which a dictionary lists its entries does not matter. That they have equally many
+# tokens, or the same tokens, is not enough.
+#
+# *Examples.* `{"a": 0, "b": 1}` and `{"b": 1, "a": 0}` are compatible. `{"a": 0, "b": 1}` and `{"a": 1, "b": 0}` are not,
+# and the smallest id at which they differ is 0. `{"a": 0, "b": 1}` and `{"a": 0, "b": 1, "c": 2}` differ at id 2, which
+# only one of them has.
+
+# %% task="check_compatible"
+def check_compatible(target: Tokenizer, draft: Tokenizer) -> None:
+    """Return `None` if both tokenizers give the same ids to the same tokens, and end texts with the same one.
+
+    In one tokenizer no two tokens have the same id.
+
+    Raises:
+        ValueError: the vocabularies differ; the text contains the smallest id that is not the same token in both, or
+            that only one has. If they are equal, but `eos_token_id` differs: the text contains `eos_token_id`.
+    """
+    # YOUR CODE HERE
+    raise NotImplementedError()
+
+
+# %% check="check_compatible"
+from autograder import check
+
+check("check_compatible")

@@ -1,0 +1,448 @@
+"""The hidden checks of `speculative_decoding`. They ask for nothing that the handout does not say."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable
+from fractions import Fraction
+from functools import partial
+from typing import Any
+
+import numpy as np
+import torch
+
+from autograder.checks import expect_close, expect_equal, expect_raises, fail
+from grading.speculative_decoding import oracles
+from grading.speculative_decoding.oracles import Tables
+from grading.speculative_decoding.test_public import expect_pair, expect_tensor
+
+NOT_COUNTS: tuple[Any, ...] = (True, 2.0, "2")
+NOT_NUMBERS: tuple[Any, ...] = (True, "0.5", None)
+NAN, INF = float("nan"), float("inf")
+
+
+def expect_count_checked(call: Callable[..., Any], name: str, minimum: int = 0) -> None:
+    """`call(name=value)` must refuse what is no int, and ints below `minimum`, naming the argument."""
+    for value in NOT_COUNTS:
+        expect_raises("TypeError", partial(call, **{name: value}), f"{name}={value!r}", naming=name)
+    for value in (minimum - 1, minimum - 20):
+        expect_raises("ValueError", partial(call, **{name: value}), f"{name}={value}", naming=name)
+
+
+def expect_number_checked(call: Callable[..., Any], name: str, *outside: float) -> None:
+    """`call(name=value)` must refuse what is no number, or not finite, and numbers `outside` the range."""
+    for value in NOT_NUMBERS:
+        expect_raises("TypeError", partial(call, **{name: value}), f"{name}={value!r}", naming=name)
+    for number in (*outside, NAN, INF, -INF):
+        expect_raises("ValueError", partial(call, **{name: number}), f"{name}={number}", naming=name)
+
+
+# ---------------------------------------------------------------------------------------------------- expected_tokens
+
+
+def test_tokens_exact(submission, rng):
+    """For any alpha and gamma, the mean is the one that the chances of all numbers of accepted guesses give.
+
+    Hint: What is the chance that exactly k guesses are accepted, and how many tokens come out then?
+    """
+    cases = [(rng.random(), gamma) for gamma in (*range(12), 50, 300)] + [(0, 9), (1, 200), (1.0, 1), (0.0, 0)]
+    got = submission.expected_tokens.each(cases)
+    for (alpha, gamma), value in zip(cases, got, strict=True):
+        expect_close(value, float(oracles.mean_tokens(Fraction(alpha), gamma)), f"expected_tokens({alpha}, {gamma})")
+
+
+def test_tokens_arguments(submission):
+    """An alpha that is no probability and a gamma that is no count are errors that name them.
+
+    Hint: check_number and check_count take the name that the text must contain.
+    """
+    expect_number_checked(partial(submission.expected_tokens, gamma=3), "alpha", -0.001, 1.001, 80)
+    expect_count_checked(partial(submission.expected_tokens, 0.5), "gamma")
+
+
+# ------------------------------------------------------------------------------------------------------------ speedup
+
+
+def test_speedup_exact(submission, rng):
+    """For any alpha, gamma, c and v, the speed-up is the mean number of tokens over the time of a step.
+
+    Hint: v is the time of the checking run alone; the draft's runs come on top.
+    """
+    cases: list[tuple[Any, ...]] = [
+        (rng.random(), rng.randint(0, 30), rng.uniform(0, 1.5), rng.uniform(1, 3)) for _ in range(20)
+    ]
+    cases += [(rng.random(), rng.randint(1, 9), rng.random()) for _ in range(10)] + [
+        (1, 4, 0),
+        (0.5, 3, 2),
+        (1, 1, 1, 2),
+    ]
+    for case, value in zip(cases, submission.speedup.each(cases), strict=True):
+        alpha, gamma, c, v = (*case, 1)[:4]
+        expected = oracles.mean_tokens(Fraction(alpha), gamma) / (Fraction(c) * gamma + Fraction(v))
+        expect_close(value, float(expected), f"speedup{case}")
+
+
+def test_speedup_arguments(submission):
+    """Every argument of speedup is checked and named.
+
+    Hint: The docstring gives the range of each; v has another one than c.
+    """
+    expect_number_checked(partial(submission.speedup, gamma=3, c=0.1), "alpha", -0.001, 1.001)
+    expect_count_checked(partial(submission.speedup, 0.5, c=0.1), "gamma")
+    expect_number_checked(partial(submission.speedup, 0.5, 3), "c", -0.001)
+    expect_number_checked(partial(submission.speedup, 0.5, 3, 0.1), "v", 0.999, 0.0)
+
+
+# ------------------------------------------------------------------------------------------------------ optimal_gamma
+
+
+def test_gamma_is_the_best(submission, rng):
+    """No other draft length that is allowed has a larger speed-up, and of equals the smallest is given.
+
+    Hint: Try all lengths from min_gamma to max_gamma, both included.
+    """
+    cases, expected = [(0, 0, 9, 2), (0.0, 0.0, 5, 0), (0.5, 0.7, 0, 0), (0.9, 0.01, 3, 3)], [2, 0, 0, 3]
+    while len(cases) < 60:
+        low = rng.choice([0, 0, 0, 1, rng.randint(0, 6)])
+        case = (
+            rng.uniform(0.05, 0.99),
+            rng.choice([rng.uniform(0.01, 0.2), rng.random()]),
+            low + rng.randint(0, 30),
+            low,
+        )
+        best, ahead = oracles.best_gamma(case[0], case[1], range(low, case[2] + 1))
+        if ahead > 1e-6:  # where two are nearly equal, rounding decides
+            cases.append(case)
+            expected.append(best)
+    for case, value, best in zip(cases, submission.optimal_gamma.each(cases), expected, strict=True):
+        expect_equal(
+            value, best, f"optimal_gamma(alpha={case[0]}, c={case[1]}, max_gamma={case[2]}, min_gamma={case[3]})"
+        )
+
+
+def test_gamma_arguments(submission):
+    """Every argument of optimal_gamma is checked and named, also where only one length is allowed.
+
+    Hint: max_gamma must be at least min_gamma.
+    """
+    call = submission.optimal_gamma
+    expect_number_checked(partial(call, c=0.1, max_gamma=4), "alpha", -0.001, 1.001)
+    expect_number_checked(partial(call, 0.5, max_gamma=0), "c", -0.001)
+    expect_count_checked(partial(call, 0.5, 0.1), "max_gamma")
+    expect_count_checked(partial(call, 0.5, 0.1, min_gamma=4), "max_gamma", 4)
+    expect_count_checked(partial(call, 0.5, 0.1, 30), "min_gamma")
+
+
+# ---------------------------------------------------------------------------------------------- residual_distribution
+
+
+def expect_residual(submission: Any, p: torch.Tensor, q: torch.Tensor, tolerance: float, what: str) -> None:
+    got = submission.residual_distribution(p, q)
+    expect_tensor(got, tuple(p.shape), p.dtype, what)
+    exact_p, exact_q = p.double().numpy(), q.double().numpy()
+    for place in np.ndindex(p.shape[:-1]):
+        missing = np.array([max(a - b, 0.0) for a, b in zip(exact_p[place], exact_q[place], strict=True)])
+        expected = missing / missing.sum() if missing.any() else exact_p[place]
+        if not np.allclose(got[place].double().numpy(), expected, rtol=0, atol=tolerance):
+            at = f" at {place}" if place else ""
+            wanted = str([round(x, 6) for x in expected.tolist()])
+            fail(f"{what}{at} is not what it should be.", value=got[place].tolist(), expected=wanted)
+
+
+def test_residual_batches(submission, rng):
+    """Each distribution of a batch of any shape is handled on its own, and where p and q are equal, p comes back.
+
+    Hint: Sum over the last dimension only, and keep it for the division.
+    """
+    draw = oracles.numpy_generator(rng)
+    for shape in ((7,), (6, 5), (2, 3, 4), (1, 1, 2, 9)):
+        for dtype in (torch.float32, torch.float64):
+            p = torch.from_numpy(draw.dirichlet(np.ones(shape[-1]), shape[:-1])).to(dtype)
+            q = torch.from_numpy(draw.dirichlet(np.ones(shape[-1]), shape[:-1])).to(dtype)
+            # The inputs are exact in fp64; sums of at most 9 numbers below 1 in fp32 are right to 1e-5 in any order.
+            expect_residual(submission, p, q, 1e-5, f"residual_distribution of shape {shape}, {dtype},")
+            expect_residual(submission, p, p.clone(), 1e-5, f"residual_distribution of equal p and q, shape {shape},")
+            if len(shape) > 1:
+                q[0] = p[0]
+                expect_residual(
+                    submission, p, q, 1e-5, f"residual_distribution of a batch with equal p and q at 0, {shape},"
+                )
+    p = torch.full((3, 4), 0.25)
+    for other in (torch.full((3, 5), 0.2), torch.full((4,), 0.25), torch.full((1, 4), 0.25)):
+        what = f"residual_distribution of shapes (3, 4) and {tuple(other.shape)}"
+        expect_raises("ValueError", partial(submission.residual_distribution, p, other), what)
+
+
+def test_residual_nearly_equal(submission, rng):
+    """Distributions that differ by very little have a residual that sums to 1, too.
+
+    Hint: Nothing may be added to the sum before you divide by it.
+    """
+    for step in (2.0**-10, 2.0**-17, 2.0**-22):  # powers of two: p and q are exact in fp32, and so is their difference
+        up, also_up, down = rng.sample(range(6), 3)
+        p, q = torch.full((6,), 0.125), torch.full((6,), 0.125)
+        p[up] += 2 * step
+        p[also_up] += step
+        q[down] += 3 * step
+        expect_residual(submission, p, q, 1e-4, f"residual_distribution of p and q that differ by {step:.2g}")
+
+
+# --------------------------------------------------------------------------------------------------- rejection_sample
+
+MANY = 9_000
+"""Requests in a call. Mutants of the reference shift the law by 0.03 or more in total variation in at least one kind of
+draft; from a relative entropy of 0.02 on, 3,000 outcomes exceed the limit (about 60 for 20 outcomes)."""
+
+
+def sample(
+    submission: Any, tables: Tables, guesses: np.ndarray, rng: random.Random, *, one_hot: bool, what: str
+) -> Any:
+    """Call the submission on drafts of the tables, and give the outcome of each request, which must be well-formed."""
+    ids, q, p = tables.batch(guesses, oracles.numpy_generator(rng))
+    generator = submission.make_generator(rng.getrandbits(40))
+    got = submission.rejection_sample(ids, None if one_hot else q, p, generator)
+    tokens, n_accepted = expect_pair(got, f"The result with {what}")
+    expect_tensor(tokens, (len(guesses), 3), torch.int64, f"tokens with {what}")
+    expect_tensor(n_accepted, (len(guesses),), torch.int64, f"n_accepted with {what}")
+    outcomes = []
+    for guess, row, count, most in zip(
+        ids.tolist(), tokens.tolist(), n_accepted.tolist(), guesses.tolist(), strict=True
+    ):
+        at = f"for the guesses {guess}, with {what},"
+        if not 0 <= count <= most:
+            fail(f"n_accepted {at} is impossible.", value=count, expected=f"0 to {most}")
+        if (
+            row[:count] != guess[:count]
+            or row[count] not in range(oracles.SIZE)
+            or row[count + 1 :] != [-1] * (2 - count)
+        ):
+            fail(
+                f"The row of tokens {at} is not well-formed: n_accepted is {count}.",
+                value=row,
+                expected="the accepted guesses, one token, then -1",
+            )
+        outcomes.append(tuple(row[: count + 1]))
+    return outcomes
+
+
+def expect_lossless(outcomes: list[tuple[int, ...]], law: dict[tuple[int, ...], float], what: str) -> None:
+    """The outcomes must follow the law: first coarsely, for the sake of a message that says where to look."""
+    for of, name in (
+        (lambda outcome: f"first token {outcome[0]}", "The first tokens"),
+        (lambda outcome: f"{len(outcome)} tokens", "The numbers of tokens that come out"),
+        (lambda outcome: outcome, "The tokens that come out, all together,"),
+    ):
+        oracles.expect_law([of(each) for each in outcomes], oracles.marginal(law, of), f"{name}, with {what},")
+
+
+def test_rejection_law(submission, rng):
+    """Whatever the draft is like, what comes out follows the law that the rules give: tokens, and how many.
+
+    Hint: Let many equal requests through your function, and count. The first token must follow p, whatever q is.
+    """
+    # 18 comparisons, 1e-9 each: at most 1.8e-8 false alarms.
+    for what, kind in oracles.KINDS.items():
+        tables = Tables.of(kind, oracles.numpy_generator(rng))
+        outcomes = sample(submission, tables, np.full(MANY, 2), rng, one_hot=False, what=what)
+        expect_lossless(outcomes, tables.law(2), what)
+
+
+def test_rejection_lengths(submission, rng):
+    """Requests with two guesses, one and none, mixed in one batch, each follow their own law; so does a batch of none.
+
+    Hint: Where does the bonus token come from if a request has fewer guesses than others?
+    """
+    # 12 comparisons, 1e-9 each: at most 1.2e-8 false alarms.
+    tables = Tables.of(oracles.KINDS["a draft that is right half of the time"], oracles.numpy_generator(rng))
+    guesses = oracles.numpy_generator(rng).integers(0, 3, MANY)
+    outcomes = sample(submission, tables, guesses, rng, one_hot=False, what="drafts of different lengths")
+    for length in (0, 1, 2):
+        mine = [outcome for outcome, most in zip(outcomes, guesses.tolist(), strict=True) if most == length]
+        expect_lossless(mine, tables.law(length), f"drafts of different lengths, looking at those of {length}")
+    p = torch.from_numpy(tables.p[0]).repeat(MANY, 1, 1)
+    nothing, no_probs = torch.zeros((MANY, 0), dtype=torch.int64), torch.zeros((MANY, 0, oracles.SIZE))
+    for probs, name in ((no_probs, "gamma = 0"), (None, "gamma = 0 and draft_probs=None")):
+        got = submission.rejection_sample(nothing, probs, p, submission.make_generator(rng.getrandbits(40)))
+        tokens, n_accepted = expect_pair(got, f"The result with {name}")
+        expect_tensor(tokens, (MANY, 1), torch.int64, f"tokens with {name}")
+        expect_equal(n_accepted.tolist() if type(n_accepted) is torch.Tensor else n_accepted, [0] * MANY, "n_accepted")
+        oracles.expect_law([(token,) for token in tokens[:, 0].tolist()], tables.law(0), f"The tokens with {name}")
+
+
+def test_rejection_one_hot(submission, rng):
+    """Without draft_probs, the draft counts as certain of its guesses.
+
+    Hint: q is 1 for the guess and 0 for all else. What is left of p after a rejection?
+    """
+    # 9 comparisons, 1e-9 each: at most 9e-9 false alarms.
+    tables = Tables.of(oracles._certain_draft, oracles.numpy_generator(rng))
+    tables.q[0][:] = np.eye(oracles.SIZE)[0]  # token 0 is a token like any other
+    guesses = oracles.numpy_generator(rng).integers(0, 3, MANY)
+    outcomes = sample(submission, tables, guesses, rng, one_hot=True, what="draft_probs=None")
+    for length in (0, 1, 2):
+        mine = [outcome for outcome, most in zip(outcomes, guesses.tolist(), strict=True) if most == length]
+        expect_lossless(mine, tables.law(length), f"draft_probs=None, looking at drafts of {length}")
+
+
+def test_rejection_generator(submission, rng):
+    """All random numbers come from the generator: the same seed gives the same result, the next call another one.
+
+    Hint: Give generator= to every function that draws, and never set a seed yourself.
+    """
+    tables = Tables.of(oracles._half, oracles.numpy_generator(rng))
+    ids, q, p = tables.batch(np.full(500, 2), oracles.numpy_generator(rng))
+    seed = rng.getrandbits(40)
+    first, second = submission.make_generator(seed), submission.make_generator(seed)
+    results = []
+    for generator in (first, second, first):
+        tokens, _ = expect_pair(submission.rejection_sample(ids, q, p, generator), "The result for 500 requests")
+        expect_tensor(tokens, (500, 3), torch.int64, "tokens for 500 requests")
+        results.append(tokens)
+    if not torch.equal(results[0], results[1]):
+        fail("Two generators with the same seed gave different tokens.", expected="the same tokens")
+    if torch.equal(results[0], results[2]):  # by chance: far below 2^-500
+        fail("A second call with the same generator gave the same tokens.", expected="other random numbers")
+
+
+# ------------------------------------------------------------------------------- PromptLookupProposer, AdaptiveGamma
+
+
+def test_lookup_any_text(submission, rng):
+    """In any text, of any length, the guess is the one of the longest and then latest earlier place.
+
+    Hint: Compare with str.rfind on texts of a few different letters.
+    """
+    for _ in range(12):
+        low = rng.randint(1, 3)
+        high = low + rng.randint(0, 4)
+        proposer = submission.PromptLookupProposer(high, low)
+        cases = []
+        for _ in range(60):
+            kinds, length = rng.choice([1, 2, 3, 6]), rng.choice([*range(9), 40, 120])
+            cases.append(([rng.randrange(kinds) for _ in range(length)], rng.randint(0, 8)))
+        for (ids, k), got in zip(cases, proposer.propose.each(cases), strict=True):
+            what = f"The guess of up to {k} tokens after {ids}, with ngram_max={high}, ngram_min={low},"
+            expect_equal(got, oracles.lookup(ids, k, high, low), what)
+
+
+def test_lookup_arguments(submission):
+    """ngram_max, ngram_min and k are checked and named.
+
+    Hint: The range of ngram_max depends on ngram_min.
+    """
+    expect_count_checked(partial(submission.PromptLookupProposer, 3), "ngram_min", 1)
+    expect_count_checked(submission.PromptLookupProposer, "ngram_max", 1)
+    expect_count_checked(partial(submission.PromptLookupProposer, ngram_min=4), "ngram_max", 4)
+    proposer = submission.PromptLookupProposer(2, 2)
+    expect_count_checked(partial(proposer.propose, [1, 2, 3]), "k")
+
+
+CORNERS: dict[int, dict[str, Any]] = {
+    1: {"c": 0.02, "initial_alpha": 0.97, "max_gamma": 3},
+    2: {"c": 0.4, "initial_alpha": 0.05, "min_gamma": 0},
+    3: {"c": 0.4, "initial_alpha": 0.05, "min_gamma": 2},
+}
+"""Histories that begin where the longest, no, and the shortest draft that is allowed is the best."""
+
+
+def test_adaptive_history(submission, rng):
+    """After any history, the estimate weighs each step by its age, and the draft length is the best one for it.
+
+    Hint: Trials are the accepted guesses and the first rejected one. A step without guesses is no step.
+    """
+    for round_ in range(8):
+        decay = [0.0, 1.0, *(rng.uniform(0.5, 0.99) for _ in range(6))][round_]
+        settings = {
+            "c": rng.uniform(0.02, 0.5),
+            "min_gamma": rng.choice([0, 1, 2]),
+            "max_gamma": rng.randint(3, 12),
+            "initial_alpha": rng.random(),
+            "weight": rng.uniform(1, 20),
+            "decay": decay,
+        }
+        settings |= CORNERS.get(round_, {})
+        adaptive, steps = submission.AdaptiveGamma(**settings), []
+        lengths = range(settings["min_gamma"], settings["max_gamma"] + 1)
+        for _ in range(13):
+            alpha = oracles.history_alpha(steps, settings["initial_alpha"], settings["weight"], decay)
+            what = f"after the steps (drafted, accepted) {steps} with {settings}"
+            expect_close(adaptive.alpha(), alpha, f"The estimate {what}")
+            best, ahead = oracles.best_gamma(alpha, settings["c"], lengths)
+            if ahead > 1e-6:
+                expect_equal(adaptive.gamma(), best, f"The draft length {what}")
+            drafted = rng.choice([0, rng.randint(1, 8)])
+            steps.append((drafted, rng.choice([0, drafted, rng.randint(0, drafted)])))
+            adaptive.update(*steps[-1])
+
+
+def test_adaptive_arguments(submission):
+    """Every argument is checked and named, and an update that is refused changes nothing.
+
+    Hint: Check before you decay. More guesses cannot be accepted than were made.
+    """
+    make = submission.AdaptiveGamma
+    expect_number_checked(partial(make, max_gamma=4), "c", -0.001)
+    expect_count_checked(partial(make, 0.1, min_gamma=3), "max_gamma", 3)
+    expect_count_checked(partial(make, 0.1, 4), "min_gamma")
+    expect_number_checked(partial(make, 0.1, 4), "initial_alpha", -0.001, 1.001)
+    expect_number_checked(partial(make, 0.1, 4), "weight", 0.999, -1.0)
+    expect_number_checked(partial(make, 0.1, 4), "decay", -0.001, 1.001)
+    expect_equal(
+        make(0.9, 4, initial_alpha=0.1).gamma(), 1, "The draft length of a hopeless draft, with min_gamma left out"
+    )
+    expect_close(make(0.1, 4, weight=1, decay=1).alpha(), 0.8, "The estimate with weight=1 and initial_alpha left out")
+    usual = make(0.1, 4)
+    usual.update(4, 1)
+    expect_close(usual.alpha(), 8.6 / 11.5, "The estimate after update(4, 1) with everything left out")
+    adaptive = make(0.1, 4, 0, 0.5, 4.0, 0.5)
+    expect_count_checked(partial(adaptive.update, accepted=0), "drafted")
+    expect_count_checked(partial(adaptive.update, 3), "accepted")
+    for drafted, accepted in ((3, 4), (0, 1)):
+        what = f"update({drafted}, {accepted})"
+        expect_raises("ValueError", partial(adaptive.update, drafted, accepted), what, naming="accepted")
+    expect_close(adaptive.alpha(), 0.5, "The estimate after updates that were refused")
+    adaptive.update(2, 0)
+    expect_close(adaptive.alpha(), 1 / 3, "The estimate after updates that were refused, and update(2, 0)")
+
+
+# --------------------------------------------------------------------------------------------------- check_compatible
+
+
+def test_compatible_any(submission, rng):
+    """Among thousands of tokens, any difference is found, and the text gives the smallest id that is concerned.
+
+    Hint: A token that moved concerns two ids, and so does one that only one of the two has.
+    """
+    ids = rng.sample(range(10_000, 90_000), 1_000)
+    vocab = {f"token{place}": token_id for place, token_id in enumerate(ids)}
+    first, second = rng.sample(list(vocab), 2)
+    swapped = vocab | {first: vocab[second], second: vocab[first]}
+    without = {token: token_id for token, token_id in vocab.items() if token != first}
+    one = submission.Tokenizer(vocab, 5)
+    shuffled = dict(rng.sample(list(vocab.items()), len(vocab)))
+    expect_equal(submission.check_compatible(one, submission.Tokenizer(shuffled, 5)), None, "The answer for equal ones")
+    for other, smallest, what in (
+        (swapped, min(vocab[first], vocab[second]), "two tokens whose ids are exchanged"),
+        (without, vocab[first], "a token that only one tokenizer has"),
+        (without | {"new": vocab[first]}, vocab[first], "an id that is another token"),
+        (without | {first: 95_000}, vocab[first], "a token with another id"),
+        (vocab | {"new": 96_000, "newer": 97_000}, 96_000, "two tokens more at the end"),
+        (vocab | {"new": 7_000}, 7_000, "a token more at the beginning"),
+    ):
+        two = submission.Tokenizer(other, 5)
+        for pair in ((one, two), (two, one)):
+            call = partial(submission.check_compatible, *pair)
+            expect_raises("ValueError", call, f"check_compatible for {what}", naming=str(smallest))
+
+
+def test_compatible_end_of_text(submission, rng):
+    """Equal vocabularies in which another id ends a text are not compatible.
+
+    Hint: Compare eos_token_id after the vocabularies.
+    """
+    vocab = {f"token{place}": place for place in range(rng.randint(20, 40))}
+    one, two = submission.Tokenizer(vocab, 3), submission.Tokenizer(vocab, 4)
+    what = "check_compatible with other ids at the end of a text"
+    expect_raises("ValueError", partial(submission.check_compatible, one, two), what, naming="eos_token_id")
+    same = submission.Tokenizer(vocab, 4)
+    expect_equal(submission.check_compatible(two, same), None, "The answer for equal tokenizers")

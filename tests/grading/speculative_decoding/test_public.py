@@ -1,0 +1,208 @@
+"""The public checks of `speculative_decoding`: the examples of the handout. Released with the assignment."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+
+from autograder.checks import expect_close, expect_equal, expect_raises, fail, show
+
+
+def expect_tensor(value: Any, shape: tuple[int, ...], dtype: torch.dtype, what: str) -> None:
+    """`value` must be a tensor of this shape and dtype."""
+    if type(value) is not torch.Tensor or tuple(value.shape) != shape or value.dtype != dtype:
+        fail(f"{what} is not of the right kind.", value=value, expected=f"tensor of shape {shape}, {dtype}")
+
+
+def expect_pair(value: Any, what: str) -> tuple[Any, Any]:
+    """`value` must be two things, tokens and n_accepted."""
+    if type(value) not in (tuple, list) or len(value) != 2:
+        fail(f"{what} must be a pair (tokens, n_accepted).", value=value, expected="a tuple of two tensors")
+    return value[0], value[1]
+
+
+# -------------------------------------------------------------------------------------- expected_tokens, speedup, gamma
+
+
+def test_tokens_examples(submission):
+    """The mean number of tokens per step is that of the handout, also at alpha = 0 and alpha = 1.
+
+    Hint: Write the sum down for gamma = 1 and gamma = 2. How many terms has it?
+    """
+    for alpha, gamma, expected in (
+        (0.8, 4, 3.3616),
+        (0.5, 1, 1.5),
+        (0.8, 0, 1.0),
+        (0.8, 5, 3.68928),
+        (0.0, 5, 1.0),
+        (1.0, 5, 6.0),
+        (1, 3, 4.0),
+    ):
+        what = f"expected_tokens({alpha}, {gamma})"
+        expect_close(submission.expected_tokens(alpha, gamma), expected, what)
+
+
+def test_speedup_examples(submission):
+    """The speed-up divides the tokens of a step by what the step costs: gamma draft runs and one checking run.
+
+    Hint: Compute the cost of one step first. How many runs of the draft are in it?
+    """
+    for arguments, expected in (
+        ((0.8, 4, 0.1), 3.3616 / 1.4),
+        ((0.8, 4, 0.1, 1.3), 3.3616 / 1.7),
+        ((0.8, 5, 0.4), 1.22976),
+        ((0.8, 0, 0.4), 1.0),
+        ((0, 2, 0.5), 0.5),
+    ):
+        expect_close(submission.speedup(*arguments), expected, f"speedup{arguments}")
+
+
+def test_gamma_examples(submission):
+    """The best draft length has the largest speed-up; it may be 0, and it may be max_gamma.
+
+    Hint: Print speedup(alpha, gamma, c) for each gamma that is allowed.
+    """
+    for arguments, expected in (
+        ((0.8, 0.05, 20), 8),
+        ((0.8, 0.1, 20), 6),
+        ((0.8, 0.4, 20), 2),
+        ((0.8, 0.1, 4), 4),
+        ((0.3, 0.4, 20), 0),
+        ((0.3, 0.4, 20, 1), 1),
+        ((1.0, 0.1, 7), 7),
+    ):
+        expect_equal(submission.optimal_gamma(*arguments), expected, f"optimal_gamma{arguments}")
+
+
+# ---------------------------------------------------------------------------------------------- residual_distribution
+
+
+def test_residual_examples(submission):
+    """What is drawn from after a rejection is what the draft gave too little of, and sums to 1.
+
+    Hint: Where q is larger than p, nothing is missing. Divide by what is left.
+    """
+    for p, q, expected in (
+        ([0.6, 0.3, 0.1], [0.3, 0.6, 0.1], [1.0, 0.0, 0.0]),
+        ([0.5, 0.3, 0.2, 0.0], [0.1, 0.2, 0.3, 0.4], [0.8, 0.2, 0.0, 0.0]),
+        ([0.25, 0.75], [0.25, 0.75], [0.25, 0.75]),
+    ):
+        got = submission.residual_distribution(torch.tensor(p), torch.tensor(q))
+        what = f"residual_distribution of p = {p} and q = {q}"
+        expect_tensor(got, (len(p),), torch.float32, what)
+        if not torch.allclose(got, torch.tensor(expected), atol=1e-5):
+            fail(f"{what} is not what it should be.", value=got.tolist(), expected=show(expected))
+
+
+# --------------------------------------------------------------------------------------------------- rejection_sample
+
+
+def certain(tokens: list[list[int]], size: int) -> torch.Tensor:
+    """Distributions that are certain of `tokens`."""
+    return torch.nn.functional.one_hot(torch.tensor(tokens), size).float()
+
+
+def test_rejection_forced(submission):
+    """A target that is certain accepts exactly its own tokens, up to the first other guess, and adds its own token.
+
+    Hint: Follow one request by hand. From which row of target_probs does its last token come?
+    """
+    wanted = [[3, 1, 0, 2]] * 5 + [[0, 1, 2, 3]]
+    guesses = [[3, 1, 0], [2, 1, 0], [3, 0, 0], [3, 1, 1], [3, 1, -1], [-1, -1, -1]]
+    expected = [[3, 1, 0, 2], [3, -1, -1, -1], [3, 1, -1, -1], [3, 1, 0, -1], [3, 1, 0, -1], [0, -1, -1, -1]]
+    q = torch.full((6, 3, 4), 0.25)
+    for probs, name in ((q, "an undecided draft"), (None, "draft_probs=None")):
+        got = submission.rejection_sample(
+            torch.tensor(guesses), probs, certain(wanted, 4), submission.make_generator(1)
+        )
+        tokens, n_accepted = expect_pair(got, f"The result with {name}")
+        expect_tensor(tokens, (6, 4), torch.int64, f"tokens with {name}")
+        expect_tensor(n_accepted, (6,), torch.int64, f"n_accepted with {name}")
+        for row, (guess, right, count) in enumerate(zip(guesses, expected, [3, 0, 1, 2, 2, 0], strict=True)):
+            what = f"for the guesses {guess}, where the target is certain of {wanted[row]} ({name}),"
+            expect_equal(tokens[row].tolist(), right, f"The row of tokens {what}")
+            expect_equal(int(n_accepted[row]), count, f"The number of accepted guesses {what}")
+
+
+def test_rejection_first_token(submission):
+    """Of 20,000 requests with one guess each, the first tokens have the shares that the target gives them.
+
+    Hint: What is the chance that a token comes out? Add up: guessed and accepted, or drawn after a rejection.
+    """
+    # A share strays by 0.025 with probability at most 2 exp(-2 * 20,000 * 0.025^2) = 3e-11 (Hoeffding).
+    many, target, draft = 20_000, [0.5, 0.3, 0.15, 0.05], [0.2, 0.2, 0.2, 0.4]
+    p, q = torch.tensor(target), torch.tensor(draft)
+    guesses = torch.multinomial(q, many, replacement=True, generator=torch.Generator().manual_seed(5))[:, None]
+    got = submission.rejection_sample(
+        guesses, q.repeat(many, 1, 1), p.repeat(many, 2, 1), submission.make_generator(11)
+    )
+    tokens, n_accepted = expect_pair(got, "The result for 20,000 requests")
+    expect_tensor(tokens, (many, 2), torch.int64, "tokens for 20,000 requests")
+    expect_tensor(n_accepted, (many,), torch.int64, "n_accepted for 20,000 requests")
+    for token in range(4):
+        share, wanted = (tokens[:, 0] == token).double().mean().item(), target[token]
+        if abs(share - wanted) > 0.025:
+            what = f"The share of token {token} among the first tokens, with p = {target} and q = {draft},"
+            fail(f"{what} is not the target's.", value=round(share, 3), expected=f"{wanted:.3g}, give or take 0.025")
+    share = (n_accepted == 1).double().mean().item()
+    if abs(share - 0.6) > 0.025:
+        what = "The share of accepted guesses"
+        fail(f"{what} is not what it should be.", value=round(share, 3), expected="0.6, give or take 0.025")
+
+
+# ---------------------------------------------------------------------------- PromptLookupProposer, AdaptiveGamma, vocab
+
+
+def test_lookup_examples(submission):
+    """The guess is what followed the longest, and of these the latest, earlier place of the last tokens.
+
+    Hint: Write down all places where the last token stands before, then those where the last two do.
+    """
+    proposer = submission.PromptLookupProposer(ngram_max=3, ngram_min=1)
+    for ids, k, expected in (
+        ([1, 2, 3, 4, 1, 2, 3], 3, [4, 1, 2]),
+        ([5, 1, 7, 6, 1, 8, 2, 1], 2, [8, 2]),
+        ([9, 1, 2, 8, 2, 3, 1, 2], 2, [8, 2]),
+        ([4, 4, 4], 5, [4]),
+        ([1, 2, 3], 3, []),
+        ([1, 1], 0, []),
+        ([], 3, []),
+    ):
+        expect_equal(proposer.propose(ids, k), expected, f"The guess of up to {k} tokens after {ids}")
+
+
+def test_adaptive_example(submission):
+    """The estimate counts the guesses that were looked at, and the draft length follows it.
+
+    Hint: Of 4 guesses with 1 accepted, which were looked at? Decay first, then add.
+    """
+    adaptive = submission.AdaptiveGamma(c=0.1, max_gamma=8, initial_alpha=0.8, weight=10.0, decay=0.9)
+    for step, alpha, gamma in (
+        (None, 0.8, 6),
+        ((4, 1), 8.2 / 11, 5),
+        ((5, 5), 12.38 / 14.9, 7),
+        ((0, 0), 12.38 / 14.9, 7),
+    ):
+        if step:
+            adaptive.update(*step)
+        after = f"after update{step}" if step else "before the first step"
+        expect_close(adaptive.alpha(), alpha, f"The estimate {after}")
+        expect_equal(adaptive.gamma(), gamma, f"The draft length {after}")
+
+
+def test_compatible_examples(submission):
+    """Tokenizers are compatible if the same token has the same id in both, whatever the order of the entries.
+
+    Hint: Look at the whole entries, token and id together.
+    """
+    first = submission.Tokenizer({"a": 0, "b": 1}, 0)
+    expect_equal(
+        submission.check_compatible(first, submission.Tokenizer({"b": 1, "a": 0}, 0)), None, "The answer for equal ones"
+    )
+    for vocab, smallest in (({"a": 1, "b": 0}, "0"), ({"a": 0, "b": 1, "c": 2}, "2"), ({"a": 0, "c": 1}, "1")):
+        other = submission.Tokenizer(vocab, 0)
+        what = f"check_compatible of {{'a': 0, 'b': 1}} and {vocab}"
+        expect_raises(
+            "ValueError", lambda other=other: submission.check_compatible(first, other), what, naming=smallest
+        )

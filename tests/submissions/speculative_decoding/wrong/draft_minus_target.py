@@ -1,0 +1,14 @@
+"""max(q - p, 0): target and draft exchanged.
+
+fails: test_residual_* test_rejection_forced test_rejection_first_token test_rejection_law
+fails: test_rejection_lengths test_rejection_one_hot
+"""
+
+
+# %% task="residual_distribution"
+def residual_distribution(p, q):
+    if p.shape != q.shape:
+        raise ValueError("p and q differ in shape")
+    missing = torch.clamp(q - p, min=0)
+    total = missing.sum(-1, keepdim=True)
+    return torch.where(total == 0, p, missing / total)

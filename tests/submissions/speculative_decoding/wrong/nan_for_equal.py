@@ -1,0 +1,13 @@
+"""Divides 0 by 0 where p and q are equal.
+
+fails: test_residual_examples test_residual_batches
+"""
+
+
+# %% task="residual_distribution"
+def residual_distribution(p, q):
+    if p.shape != q.shape:
+        raise ValueError("p and q differ in shape")
+    missing = torch.clamp(p - q, min=0)
+    total = missing.sum(-1, keepdim=True)
+    return missing / total

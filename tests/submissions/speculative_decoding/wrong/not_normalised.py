@@ -1,0 +1,13 @@
+"""What is missing, not divided by its sum.
+
+fails: test_residual_*
+"""
+
+
+# %% task="residual_distribution"
+def residual_distribution(p, q):
+    if p.shape != q.shape:
+        raise ValueError("p and q differ in shape")
+    missing = torch.clamp(p - q, min=0)
+    total = missing.sum(-1, keepdim=True)
+    return torch.where(total == 0, p, missing)

@@ -1,0 +1,13 @@
+"""One sum for the whole batch.
+
+fails: test_residual_batches
+"""
+
+
+# %% task="residual_distribution"
+def residual_distribution(p, q):
+    if p.shape != q.shape:
+        raise ValueError("p and q differ in shape")
+    missing = torch.clamp(p - q, min=0)
+    total = missing.sum()
+    return torch.where(total == 0, p, missing / total)
