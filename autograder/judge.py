@@ -62,7 +62,7 @@ def judge(
     blame = blame or Blame()
     cells = submission.module(manifest)
     running = RunningSubmission(cells, sandbox, limits, call_s=assignment.call_s, blame=blame)
-    measure = partial(Timed, cells, sandbox, limits, call_s=assignment.call_s, blame=blame)
+    measure = partial(Timed, cells, sandbox, limits, call_s=assignment.call_s, blame=blame, quiet=running.fresh)
     plugin = JudgePlugin(assignment, submission, running, blame, seed, only, measure)
     os.environ["PYTEST_DISABLE_PLUGIN_AUTOLOAD"] = "1"
     os.environ.pop("PYTEST_ADDOPTS", None)

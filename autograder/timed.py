@@ -55,10 +55,9 @@ APART = 0.8
 """How much of what is asked for must be there when calls come one by one: caches are colder then, and the noise is larger."""
 APART_TIME_S = 15.0
 APART_RULES = {
-    "cpu": Rule(pairs=(10, 20, 40), processes=1, block_s=0.010, repeats=0),
-    "cuda": Rule(
-        pairs=(10, 20, 40), processes=1, block_s=1e-9, repeats=0
-    ),  # one call: each has memory of its own there
+    "cpu": Rule(pairs=(10, 20, 40), processes=1, block_s=0.010, noise=0.3, repeats=0),
+    # blocks of one call, for each has memory of its own there
+    "cuda": Rule(pairs=(10, 20, 40), processes=1, block_s=1e-9, noise=0.3, repeats=0),
 }
 TRIP = 0.25
 """How much of a call that is just fast enough a round trip may take, if slow calls that come one by one are to be suspicious.
@@ -94,7 +93,8 @@ class NotHere(Exception):
 class Timed:
     """What the fixture `timed` gives: one measurement in one check. `device` is "cpu" or "cuda".
 
-    `cells` are the submission's, `thresholds` the check's by tier. `alive` is called again and again while measuring.
+    `cells` are the submission's, `thresholds` the check's by tier. `quiet` is called before measuring, to end
+    whatever else of the submission runs; `alive` again and again meanwhile.
     """
 
     def __init__(
@@ -109,6 +109,7 @@ class Timed:
         blame: Blame | None = None,
         rule: Rule = DEFAULT,
         alive: Callable[[], None] = lambda: None,
+        quiet: Callable[[], None] = lambda: None,
     ) -> None:
         tier = "gpu" if "gpu" in thresholds and _gpu_for(sandbox) else "cpu"
         self.device = "cuda" if tier == "gpu" else "cpu"
@@ -123,6 +124,7 @@ class Timed:
         self._blame = blame or Blame()
         self._rule = rule
         self._alive = alive
+        self._quiet = quiet
 
     def expect(
         self,
@@ -167,6 +169,7 @@ class Timed:
         before = self._blame.worker
         try:
             with lease(self.device, waiting=self._alive) as waited_s, _off(self._limits.core):
+                self._quiet()
                 self._blame.begin_check(None)  # from here on time_s is the limit
                 self.measurements["waited_s"] = waited_s
                 self._decide(function, ours, theirs, self._threshold, floor_s, time_s)

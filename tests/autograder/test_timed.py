@@ -562,11 +562,12 @@ def run(values):
 
     def test_signs_of_life_are_given(self, sandbox: Sandbox) -> None:
         """Whoever counts a silent judge as hanging hears of this one all the time."""
-        signs: list[float] = []
-        measurement = timed(LOOP, sandbox, alive=lambda: signs.append(time.monotonic()))
+        signs: list[str] = []
+        measurement = timed(LOOP, sandbox, alive=lambda: signs.append("alive"), quiet=lambda: signs.append("quiet"))
         with pytest.raises(TooSlow):
             measurement.expect("attend", reference=LOOP, **ATTENTION)
-        assert len(signs) > 20
+        assert signs.count("alive") > 20
+        assert [sign for sign in signs if sign == "quiet"] == ["quiet"], "other processes of the submission end once"
 
     @pytest.mark.parametrize("outcome", [Outcome.PASSED, Outcome.FAILED, Outcome.INCONCLUSIVE])
     def test_students_see_their_own_speed(self, outcome: Outcome) -> None:
@@ -644,6 +645,14 @@ with lease("cpu", folder=pathlib.Path({str(tmp_path)!r})):
             assert waited_s == 0.0
 
 
+COUNT = """
+calls = 0
+
+def count():
+    global calls
+    calls += 1
+    return calls
+"""
 SUITE = {
     "test_public.py": '''
 def test_runs(submission):
@@ -674,7 +683,10 @@ def test_speed(submission, timed):
     Hint: Use one product.
     """
     torch.set_num_threads(1)
+    before = submission.count()
     timed.expect("attend", reference=LOOP, **MORE)
+    if (before, submission.count()) != (1, 1):
+        raise RuntimeError("the submission's other process was there all the time")
 
 
 def test_speed_on_a_gpu(submission, timed):
@@ -740,7 +752,7 @@ def test_findings_carry_what_was_measured(tmp_path: Path) -> None:
     suspicious = (FOLDER / "hostile" / "wakes_itself_up.py").read_text()
     done = subprocess.run(
         [sys.executable, str(tmp_path / "judge.py"), str(tmp_path)],
-        input=json.dumps([PRODUCT, LOOP, suspicious]),
+        input=json.dumps([f"{source}\n{COUNT}" for source in (PRODUCT, LOOP, suspicious)]),
         capture_output=True,
         text=True,
         check=False,
