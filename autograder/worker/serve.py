@@ -91,6 +91,8 @@ class _Server:
             numpy.random.seed(0)
         if torch := sys.modules.get("torch"):
             torch.manual_seed(0)
+            # After a fork the first call makes torch's thread pool anew, and a second thread that calls meanwhile meets none.
+            torch.set_num_threads(torch.get_num_threads())
         sys.modules["submission"] = self.module
         failed = {}
         for name, source in cells:
