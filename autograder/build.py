@@ -16,7 +16,6 @@ import logging
 import os
 import shutil
 import sysconfig
-import tempfile
 import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -29,7 +28,7 @@ from nbformat.v4 import new_code_cell, new_notebook
 from sqlalchemy.exc import SAWarning
 from traitlets.config import Config
 
-from autograder import suite
+from autograder import suite, temporary
 from autograder.errors import AutograderError
 from autograder.manifest import HELPERS, REST, Manifest, TaskEntry, digest
 from autograder.spec import Assignment
@@ -68,8 +67,7 @@ def build(name: str, destination: Path) -> Path:
     Raises `BuildError`, `LeakError`, `UnknownAssignment`, `SpecError`.
     """
     source = read_source(name)
-    with tempfile.TemporaryDirectory() as folder:
-        course = Path(folder)
+    with temporary.folder("autograder-build-") as course:
         for path, text in source_files(source).items():
             target = course / "source" / name / path
             target.parent.mkdir(parents=True, exist_ok=True)
@@ -95,8 +93,8 @@ def build(name: str, destination: Path) -> Path:
 def differences(name: str) -> list[str]:
     """Files of the committed release that a build would write otherwise; empty when `assignments/` is up to date."""
     committed = suite.repository() / "assignments" / name
-    with tempfile.TemporaryDirectory() as folder:
-        built = build(name, Path(folder))
+    with temporary.folder("autograder-build-") as folder:
+        built = build(name, folder)
         paths = {
             path.relative_to(root).as_posix()
             for root in (built, committed)

@@ -35,7 +35,7 @@ from typing import Any
 import jupytext
 import nbformat
 
-from autograder import suite
+from autograder import suite, temporary
 from autograder.build import BEGIN, END
 from autograder.errors import AutograderError
 from autograder.finding import Outcome
@@ -321,8 +321,7 @@ class Canaries:
 def private_world() -> Iterator[Path]:
     """A folder with `results`, `heard`, and with `home` and `tmp` that are this process's own for the time being."""
     # A short name, not $TMPDIR: the path of a socket may have 107 characters.
-    with tempfile.TemporaryDirectory(prefix="autograder-corpus-", dir="/tmp") as folder:
-        world = Path(folder)
+    with temporary.folder("autograder-corpus-", "/tmp") as world:
         for name in ("results", "heard", "home", "tmp"):
             (world / name).mkdir()
         kept = {name: os.environ.get(name) for name in ("HOME", "TMPDIR", "XDG_CACHE_HOME")}

@@ -33,8 +33,10 @@ MAX_BYTES = 100_000_000
 SLACK = timedelta(minutes=10)
 """How much later than its name says a folder may have come into the exchange before the instructor is told."""
 TIME = "%Y-%m-%d %H:%M:%S.%f"
-UNSAFE = re.compile(r"[<>&\"'`\\\x00-\x1f\x7f]")
-"""Not in the name of a student, which is the first part of a folder's name: formgrader shows it as it is, as HTML."""
+UNSAFE = re.compile(r"[<>&\"`\\\x00-\x1f\x7f]")
+"""Not in the name of a student, which is the first part of a folder's name: formgrader shows it as it is, as HTML.
+
+An apostrophe may be: formgrader's templates put a name between double quotes or tags only."""
 MARKUP = "formgrader would show the name as a part of its pages"
 ASIDE = ".set-aside"
 """End of the name of the folder that holds what was not taken."""

@@ -14,12 +14,10 @@ from __future__ import annotations
 
 import contextlib
 import random
-import tempfile
 from collections.abc import Iterator
 from dataclasses import dataclass
-from pathlib import Path
 
-from autograder import corpus, suite
+from autograder import corpus, suite, temporary
 from autograder.errors import AutograderError
 from autograder.finding import Outcome
 from autograder.grading import Graded, Grader, Job
@@ -103,10 +101,10 @@ def run_mutants(
         return Job(key, entry.submission(loaded.manifest), only=mutant.task)
 
     with (
-        tempfile.TemporaryDirectory(prefix="mutants-") as folder,
+        temporary.folder("autograder-mutants-") as folder,
         steps.step(f"judging mutants of {name}", len(tried)) as progress,
     ):
-        grader = Grader(loaded, sandbox, Path(folder), workers=workers)
+        grader = Grader(loaded, sandbox, folder, workers=workers)
         grader.warm_up()
 
         def done(each: Graded) -> None:

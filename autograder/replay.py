@@ -11,7 +11,6 @@ on a machine with less to spare: both show up as differences.
 
 from __future__ import annotations
 
-import tempfile
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence, Set
 from dataclasses import dataclass
@@ -21,7 +20,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from autograder import course, feedback, results, run, suite
+from autograder import course, feedback, results, run, suite, temporary
 from autograder.errors import AutograderError
 from autograder.finding import Finding
 from autograder.grading import Graded, Grader, Job
@@ -90,10 +89,10 @@ def replay(files: Sequence[Path], start: Path | None, isolation: str, steps: Ste
     loaded = suite.load(names[0])
     now: dict[str, Graded] = {}
     with (
-        tempfile.TemporaryDirectory(prefix="autograder-replay-") as scratch,
+        temporary.folder("autograder-replay-") as scratch,
         run.sandbox_for(loaded, run.level_of(isolation)) as sandbox,
     ):
-        grader = Grader(loaded, sandbox, Path(scratch), workers=min(len(jobs), run.cores()), tier=run.tier_of(loaded))
+        grader = Grader(loaded, sandbox, scratch, workers=min(len(jobs), run.cores()), tier=run.tier_of(loaded))
         grader.warm_up()
         with steps.step(f"judging {names[0]} again", len(jobs)) as progress:
 

@@ -11,9 +11,7 @@ import json
 import os
 import socket
 import subprocess
-import tempfile
 from collections.abc import Callable, Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from autograder import temporary
@@ -32,10 +30,9 @@ def attack(start: Callable[[Limits], Worker], limits: Limits, trusted: Sequence[
 
     `trusted` are ids of processes that must survive it, besides one of our own; `quota` says that all files count.
     """
-    temporary.sweep(FOLDER)
     with contextlib.ExitStack() as stack:
-        folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix=FOLDER)))
-        descriptor = temporary.hold(str(folder))
+        folder = stack.enter_context(temporary.folder(FOLDER))
+        descriptor = os.open(folder, os.O_RDONLY)
         stack.callback(os.close, descriptor)
         folder.chmod(0o755)  # what stops the worker is to be the sandbox
         (folder / "canary").write_text("canary")

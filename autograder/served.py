@@ -19,7 +19,6 @@ from __future__ import annotations
 import contextlib
 import os
 import socket
-import tempfile
 import time
 from collections.abc import AsyncIterator, Iterator, Mapping
 from pathlib import Path
@@ -27,6 +26,7 @@ from typing import TYPE_CHECKING, Any
 
 import httpx
 
+from autograder import temporary
 from autograder.checks import SubmissionFault
 from autograder.remote import RunningSubmission
 from autograder.sandbox import SandboxUnavailable
@@ -60,7 +60,7 @@ def serve(
         raise SandboxUnavailable("Services are graded where sockets can be passed between processes. Use Linux or WSL.")
     names = list(sockets or {})
     with (
-        tempfile.TemporaryDirectory(prefix="service-", ignore_cleanup_errors=True) as folder,
+        temporary.folder("autograder-service-") as folder,
         contextlib.ExitStack() as s,
     ):
         directory = os.open(folder, os.O_RDONLY)

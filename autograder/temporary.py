@@ -21,10 +21,26 @@ try:
 except ImportError:  # Windows
     fcntl = None  # type: ignore[assignment]
 
-__all__ = ["STALE_S", "hold", "sweep"]
+__all__ = ["STALE_S", "folder", "hold", "sweep"]
 
 STALE_S = 60.0
 """Age in seconds below which a folder is left alone: it may have been made just now, its lock not yet taken."""
+
+
+@contextlib.contextmanager
+def folder(prefix: str, parent: str | None = None) -> Iterator[Path]:
+    """A new folder below `parent` (by default where temporary files go), held and, in the end, removed.
+
+    What killed runs left of the same `prefix`, which must be ours alone, goes now.
+    """
+    sweep(prefix, parent)
+    with tempfile.TemporaryDirectory(prefix=prefix, dir=parent, ignore_cleanup_errors=True) as made:
+        descriptor = hold(made)
+        try:
+            yield Path(made)
+        finally:
+            if descriptor >= 0:
+                os.close(descriptor)
 
 
 def hold(folder: str) -> int:
@@ -37,11 +53,14 @@ def hold(folder: str) -> int:
     return descriptor
 
 
-def sweep(prefix: str) -> None:
-    """Remove this user's temporary folders whose names begin with `prefix`, which must be ours alone, if nobody holds them."""
+def sweep(prefix: str, parent: str | None = None) -> None:
+    """Remove this user's temporary folders whose names begin with `prefix`, which must be ours alone, if nobody holds them.
+
+    They are looked for in `parent`, by default where temporary files go.
+    """
     if fcntl is None:
         return
-    for path in Path(tempfile.gettempdir()).glob(f"{prefix}*"):
+    for path in Path(parent or tempfile.gettempdir()).glob(f"{prefix}*"):
         with contextlib.suppress(OSError), _opened(path) as folder:
             status = os.fstat(folder)
             if status.st_uid == os.getuid() and time.time() - status.st_mtime > STALE_S:

@@ -499,15 +499,16 @@ NAME = f'<img src=x onerror="{SCRIPT}">'
 
 
 def test_a_name_that_is_markup_enters_no_gradebook(course: Course) -> None:
-    """formgrader would run it. Our command tells, and grades the others; stock nbgrader stops before it knows the name."""
-    for student in ("ada", NAME):
+    """formgrader would run it. Our command tells, and grades the others, O'Hara too; stock nbgrader stops before it knows
+    the name."""
+    for student in ("ada", "O'Hara", NAME):
         course.solve(student)
     ran = course.grade()
     assert ran.code == 1
     assert "Not entered, for formgrader would show the name as a part of its pages" in " ".join(ran.said.split())
     assert "must not enter the gradebook" in course.nbgrader("autograde", "tiny", "--force", code=1).said
     with sqlite3.connect(course.root / "gradebook.db") as book:
-        assert book.execute("SELECT id FROM student").fetchall() == [("ada",)]
+        assert book.execute("SELECT id FROM student").fetchall() == [("O'Hara",), ("ada",)]
 
 
 @pytest.mark.parametrize("page", PAGES)
