@@ -152,6 +152,12 @@ def grade_course(
             with steps.step("entering into nbgrader's gradebook", len(due)) as progress, first_interrupt(stop):
 
                 def entered_one(each: Entered) -> bool:
+                    if each.problem and suite.load(name).hash != loaded.hash:
+                        raise course.CourseError(
+                            f"The checks of {name}, or the autograder, were changed while this run judged with what stood "
+                            "there before. Its results are kept. Run the same command again: it judges with what stands "
+                            "there now."
+                        )
                     entered[each.student] = each
                     progress.advance(f"{each.student}: {each.problem or ('entered' if each.fresh else 'as it was')}")
                     return not stopped

@@ -366,6 +366,21 @@ def test_a_damaged_result_is_judged_again(course: Course) -> None:
     assert "1 graded now, 1 before" in course.grade("--no-import").said
 
 
+def test_checks_that_change_during_a_run_are_told_of(course: Course, tmp_path: Path) -> None:
+    """Grades by two versions of the checks do not mix: the run says what happened, the next one judges again."""
+    course.solve("ada")
+    shutil.copytree(course.environment["AUTOGRADER_REPOSITORY"], tmp_path / "repository")
+    course.environment = {"AUTOGRADER_REPOSITORY": str(tmp_path / "repository")}
+    checks = tmp_path / "repository" / "tests" / "grading" / "tiny" / "test_hidden.py"
+    before = checks.read_text()
+    checks.write_text(f"{before.rstrip()}\n    open({str(checks)!r}, 'w').write({before!r})  # while it is judged\n")
+    ran = course.grade()
+    assert ran.code == 1
+    assert "were changed while this run judged" in " ".join(ran.said.split())
+    assert "1 graded now" in course.grade().said
+    assert scores(course) == {"ada": 10.0}
+
+
 # ------------------------------------------------------------------------------------------------ judges that fail
 
 
