@@ -99,7 +99,7 @@ class _ZygoteSandbox(Closing):
                 raise SandboxUnavailable(
                     f"{path} would show this repository, {ROOT}, to submissions. Name a folder inside it."
                 )
-        if site.ENABLE_USER_SITE:
+        if site.ENABLE_USER_SITE and os.path.isdir(site.getusersitepackages()):
             paths.add(site.getusersitepackages())
         hidden = [*hidden_paths]
         if not installed:

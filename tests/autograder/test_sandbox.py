@@ -16,6 +16,7 @@ import re
 import resource
 import shutil
 import signal
+import site
 import socket
 import statistics
 import struct
@@ -709,6 +710,15 @@ except OSError: reply([os.stat('big').st_size, os.getcwd()])"""
         assert not folder.parent.exists()
         with contextlib.suppress(SandboxUnavailable):
             student.worker.kill()
+
+    def test_it_starts_where_no_package_was_ever_installed_for_the_user(
+        self, standin: dict[str, Any], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+    ) -> None:
+        """Python names a folder for such packages, in no virtual environment, that need not exist."""
+        monkeypatch.setattr(site, "ENABLE_USER_SITE", True)
+        monkeypatch.setattr(site, "getusersitepackages", lambda: str(tmp_path / ".local/lib/python/site-packages"))
+        with LandlockSandbox(**standin) as sandbox:
+            assert Student(sandbox, "reply(1)").answer() == 1
 
     def test_folders_of_killed_runs_are_swept(self, standin: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
         """A folder whose run was killed as a whole is removed by the next, one of a running one is not."""
