@@ -20,18 +20,19 @@ everything but the code; the judge draws the inputs, takes the times and compare
     one by one   blocks whose calls come one after the other: whoever answers several by one computation is slower there
     alone        the reference without the submission beside it, before and after: it must not have been held up
 
-Covered: whose fault it is; one measurement at a time per device and machine; partial credit.
-Not covered: what makes a result right (the check's `right`); the physical floor of a task (`gpu_env.roofline`).
+Covered: whose fault it is; one measurement at a time per device and machine; partial credit; times below the physical
+floor of what a check says must be done (`gpu_env.roofline`), as far as the judge's own processors tell.
+Not covered: what makes a result right (the check's `right`).
 """
 
 from __future__ import annotations
 
 import contextlib
-import dataclasses
 import math
 import os
 import random
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from statistics import median
 from typing import Any
 
@@ -42,9 +43,10 @@ from autograder.pausing import PauseError
 from autograder.remote import RunningSubmission
 from autograder.sandbox import Limits, Sandbox
 from autograder.spec import Threshold
-from gpu_env import device
+from gpu_env import device, roofline
 from gpu_env.lease import LeaseUnavailable, lease
 from gpu_env.paired import Measurement, Rule, Verdict, compare, credit
+from gpu_env.roofline import Work
 from gpu_env.sequential import DEFAULT
 
 __all__ = ["Inconclusive", "NeedsReview", "NotHere", "Timed", "TooSlow"]
@@ -135,7 +137,7 @@ class Timed:
         right: Callable[..., None],
         output: Callable[..., Any] | None = None,
         driver: str = "",
-        floor_s: float | None = None,
+        least: Work | None = None,
         time_s: float = 30.0,
     ) -> None:
         """`function` must be right, and as fast as the check's threshold asks for.
@@ -144,7 +146,8 @@ class Timed:
         tensors, arrays and plain values, always of the same shapes. `right(result, *arguments)` raises `CheckFailed`.
         `output(*arguments)` gives an empty tensor, or a tuple of them, like the result; without it results are plain
         values. `driver` is source that both sides load last; `function` may be defined there, and call what the student
-        defines. `floor_s` is the shortest time that this machine allows one call; `time_s` is how long pairs are taken.
+        defines. `least` is what every right call must do at least: whoever needs less time than this machine needs for that is
+        looked at by a person. `time_s` is how long pairs are taken.
 
         Raises `TooSlow`, `Inconclusive`, `NeedsReview`, and what makes a check FAILED.
         """
@@ -172,7 +175,7 @@ class Timed:
                 self._quiet()
                 self._blame.begin_check(None)  # from here on time_s is the limit
                 self.measurements["waited_s"] = waited_s
-                self._decide(function, ours, theirs, self._threshold, floor_s, time_s)
+                self._decide(function, ours, theirs, self._threshold, least, time_s)
         except (LeaseUnavailable, PauseError) as error:
             raise Inconclusive(str(error)) from None
         except MovedWhilePaused as error:
@@ -188,7 +191,7 @@ class Timed:
         ours: WorkerSide,
         theirs: WorkerSide,
         threshold: Threshold,
-        floor_s: float | None,
+        least: Work | None,
         time_s: float,
     ) -> None:
         alone_s = _alone(ours)
@@ -196,6 +199,7 @@ class Timed:
             raise RuntimeError(
                 f"A call of the reference takes {alone_s * 1e6:.0f} us. Let one do more: 2 ms is a good time."
             )
+        floor_s = roofline.floor_seconds(least, self.device) or None if least else None
         found = compare(ours, theirs, threshold.ratio, self._rng, rule=self._rule, floor_s=floor_s, time_s=time_s)
         self.measurements |= _measurements(found)
         if found.verdict is Verdict.FAIL:
@@ -203,6 +207,9 @@ class Timed:
         if found.verdict is Verdict.INCONCLUSIVE:
             raise Inconclusive(f"{found.reason} It is measured again.")
         if found.verdict is Verdict.REVIEW:
+            assert least
+            if not roofline.impossible(found.candidate_s, least, self.device):
+                raise Inconclusive("This machine is faster now than when its speed was probed. It is measured again.")
             raise NeedsReview(found.reason)
         self._look_one_by_one(ours, theirs, found)
         theirs.close()
@@ -323,7 +330,7 @@ def _one_core(limits: Limits) -> Limits:
     """The same for a worker that has one processor, so that speed does not depend on how many there are."""
     if limits.core is not None or not hasattr(os, "sched_getaffinity"):
         return limits
-    return dataclasses.replace(limits, core=max(os.sched_getaffinity(0)))
+    return replace(limits, core=max(os.sched_getaffinity(0)))
 
 
 @contextlib.contextmanager

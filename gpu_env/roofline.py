@@ -17,7 +17,7 @@ caller's formula must be a lower bound. Threads: probe with the cores and the th
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, astuple, dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from gpu_env import per_boot
@@ -26,7 +26,7 @@ from gpu_env.probe import Prober, ProbeUnavailable, Rate
 if TYPE_CHECKING:
     import torch
 
-__all__ = ["MARGIN", "ProbeUnavailable", "Rate", "Roofline", "floor_seconds", "impossible", "known", "probe"]
+__all__ = ["MARGIN", "ProbeUnavailable", "Rate", "Roofline", "Work", "floor_seconds", "impossible", "known", "probe"]
 
 MARGIN = 1.05
 """A time is impossible only when it is below the floor by this factor; a probe is no more certain."""
@@ -42,6 +42,16 @@ _WIDER = {
     "bfloat16": ("tfloat32", "float32"),
     "float16": ("tfloat32", "float32"),
 }
+
+
+@dataclass(frozen=True)
+class Work:
+    """The least that every right run must do. The fields are the arguments of `Roofline.floor_seconds`."""
+
+    bytes_: float = 0.0
+    flops: float = 0.0
+    dtype: str = "float32"
+    working_set_bytes: float | None = None
 
 
 @dataclass(frozen=True)
@@ -120,25 +130,12 @@ class Roofline:
         return name
 
 
-def floor_seconds(
-    bytes_: float,
-    flops: float,
-    dtype: str | torch.dtype,
-    working_set_bytes: float | None = None,
-    where: str | None = None,
-) -> float:
+def floor_seconds(work: Work, where: str | None = None) -> float:
     """`Roofline.floor_seconds` of this machine, probed if it was not since the last boot."""
-    return probe(where).floor_seconds(bytes_, flops, dtype, working_set_bytes)
+    return probe(where).floor_seconds(*astuple(work))
 
 
-def impossible(
-    seconds: float,
-    bytes_: float,
-    flops: float,
-    dtype: str | torch.dtype,
-    working_set_bytes: float | None = None,
-    where: str | None = None,
-) -> bool:
+def impossible(seconds: float, work: Work, where: str | None = None) -> bool:
     """Whether a measured time is below the floor by more than MARGIN, and still is when the machine was probed twice more.
 
     Some seconds for each new probe, and no time for a run that is above the floor. On a machine that is too busy to be
@@ -146,9 +143,9 @@ def impossible(
     """
     for fresh in (False, True, True):
         roofline = probe(where, fresh)
-        if seconds >= roofline.floor_seconds(bytes_, flops, dtype, working_set_bytes) / MARGIN:
+        if seconds >= roofline.floor_seconds(*astuple(work)) / MARGIN:
             return False
-    return roofline.steady(dtype)
+    return roofline.steady(work.dtype)
 
 
 def probe(where: str | None = None, fresh: bool = False) -> Roofline:

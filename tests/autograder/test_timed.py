@@ -47,6 +47,7 @@ from autograder.spec import Assignment, Task, Threshold
 from autograder.timed import Inconclusive, NeedsReview, NotHere, Timed, TooSlow
 from gpu_env.lease import LeaseUnavailable, lease
 from gpu_env.paired import Rule
+from gpu_env.roofline import Work
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="speed is measured on Linux only")
 
@@ -559,6 +560,11 @@ def run(values):
         measurement.measurements["waited_s"] = 0.0
         with pytest.raises(RuntimeError, match="measures once"):
             measurement.expect("attend", reference=LOOP, **ATTENTION)
+
+    def test_less_time_than_the_work_takes_is_for_a_person(self, sandbox: Sandbox) -> None:
+        """No machine of ours does 1 PFLOP in a millisecond; the machine is probed again before anybody is accused."""
+        with pytest.raises((NeedsReview, Inconclusive), match=r"cannot do the work in less than|faster now than"):
+            timed(PRODUCT, sandbox).expect("attend", reference=LOOP, **ATTENTION, least=Work(flops=1e15))
 
     def test_signs_of_life_are_given(self, sandbox: Sandbox) -> None:
         """Whoever counts a silent judge as hanging hears of this one all the time."""

@@ -21,7 +21,7 @@ from hypothesis import strategies as st
 
 from gpu_env import clock, per_boot, probe, roofline
 from gpu_env.probe import Prober, ProbeUnavailable, Rate
-from gpu_env.roofline import MARGIN, Roofline, impossible
+from gpu_env.roofline import MARGIN, Roofline, Work, impossible
 
 ROOT = Path(roofline.__file__).parents[1]
 GB, MIB = 1e9, 2**20
@@ -40,6 +40,7 @@ KNOWN = Roofline(
     cache_bytes=32 * MIB,
     inner_cache_bytes=2 * MIB,
 )
+COPY = Work(100 * GB, working_set_bytes=math.inf)
 
 
 @pytest.fixture
@@ -146,15 +147,15 @@ def test_fraction_is_held_against_plain_work() -> None:
 def test_honest_time_costs_no_further_probe(measured: list[Roofline]) -> None:
     """At the floor, and within the margin below it, nothing is measured again."""
     measured[:] = [KNOWN, KNOWN, KNOWN]
-    assert not impossible(1.0, 100 * GB, 0, "float32", math.inf)
-    assert not impossible(1 / MARGIN, 100 * GB, 0, "float32", math.inf)
+    assert not impossible(1.0, COPY)
+    assert not impossible(1 / MARGIN, COPY)
     assert len(measured) == 2
 
 
 def test_time_below_the_floor_is_impossible(measured: list[Roofline]) -> None:
     """When two more probes say the same, the alarm is given."""
-    assert impossible(0.95, 100 * GB, 0, "float32", math.inf)
-    assert roofline.floor_seconds(100 * GB, 0, "float32", math.inf) == pytest.approx(1)
+    assert impossible(0.95, COPY)
+    assert roofline.floor_seconds(COPY) == pytest.approx(1)
 
 
 @pytest.mark.parametrize("slow_probes", [1, 2])
@@ -163,13 +164,13 @@ def test_probe_that_was_slowed_down_raises_no_alarm(measured: list[Roofline], sl
     slow = replace(KNOWN, memory_best=30 * GB)
     measured[:] = [*[slow] * slow_probes, KNOWN]
     assert slow.floor_seconds(100 * GB, 0, "float32", math.inf) / MARGIN > 1.0
-    assert not impossible(1.0, 100 * GB, 0, "float32", math.inf)
+    assert not impossible(1.0, COPY)
 
 
 def test_busy_machine_raises_no_alarm(measured: list[Roofline]) -> None:
     """Where plain copies mostly run far below the best one, the floor itself is in doubt."""
     measured[:] = [replace(KNOWN, copy=Rate(50 * GB, 90 * GB))]
-    assert not impossible(0.1, 100 * GB, 0, "float32", math.inf)
+    assert not impossible(0.1, COPY)
 
 
 # ------------------------------------------------------------------------------------ kept until the next boot
@@ -349,40 +350,40 @@ def test_probe_leaves_torch_as_it_was(where: str, nothing_kept: None) -> None:
         assert torch.cuda.memory_allocated() == held
 
 
-def honest_runs(where: str) -> Iterator[tuple[str, Callable[[], object], float, float, str, float]]:
-    """Name, call, bytes, FLOPs, type and working set of plain good code, from what fits a core's cache to what fits none."""
+def honest_runs(where: str) -> Iterator[tuple[str, Callable[[], object], Work]]:
+    """Name, call and least work of plain good code, from what fits a core's cache to what fits none."""
     for size in [2**power * MIB for power in (range(-2, 9) if where == "cpu" else range(0, 12, 2))]:
         a = torch.ones(int(size) // 8, device=where)
         b = torch.ones_like(a)
         matrix, vector = a.view(-1, 1024), torch.ones(1024, device=where)
         half = a.nbytes
-        yield f"copy {size}", partial(b.copy_, a), 2 * half, 0, "float32", 2 * half
-        yield f"add {size}", partial(torch.add, a, 1, out=b), 2 * half, 0, "float32", 2 * half
-        yield f"update {size}", partial(a.mul_, 1), 2 * half, 0, "float32", half
-        yield f"sum {size}", a.sum, half, 0, "float32", half
-        yield f"fill {size}", a.zero_, half, 0, "float32", half
-        yield f"mv {size}", partial(torch.mv, matrix, vector), half, 2 * matrix.numel(), "float32", half
+        yield f"copy {size}", partial(b.copy_, a), Work(2 * half, 0, "float32", 2 * half)
+        yield f"add {size}", partial(torch.add, a, 1, out=b), Work(2 * half, 0, "float32", 2 * half)
+        yield f"update {size}", partial(a.mul_, 1), Work(2 * half, 0, "float32", half)
+        yield f"sum {size}", a.sum, Work(half, 0, "float32", half)
+        yield f"fill {size}", a.zero_, Work(half, 0, "float32", half)
+        yield f"mv {size}", partial(torch.mv, matrix, vector), Work(half, 2 * matrix.numel(), "float32", half)
     for dtype in (torch.float32, torch.bfloat16):
         for n in (256, 512, 1024) if where == "cpu" else (1024, 4096, 8192):
             x, y = (torch.randn(n, n, device=where).to(dtype) for _ in range(2))
             name = str(dtype).removeprefix("torch.")
-            amounts = (3 * x.nbytes, 2 * n**3, name, 3 * x.nbytes)
-            yield f"mm {name} {n}", partial(torch.mm, x, y), *amounts
-            yield f"linear {name} {n}", partial(torch.nn.functional.linear, x, y), *amounts
+            work = Work(3 * x.nbytes, 2 * n**3, name, 3 * x.nbytes)
+            yield f"mm {name} {n}", partial(torch.mm, x, y), work
+            yield f"linear {name} {n}", partial(torch.nn.functional.linear, x, y), work
             if where == "cpu" and dtype is torch.float32:
-                yield f"numpy {n}", partial(np.matmul, x.numpy(), y.numpy()), *amounts
+                yield f"numpy {n}", partial(np.matmul, x.numpy(), y.numpy()), work
 
 
 @places
 def test_honest_runs_are_never_impossible(where: str, nothing_kept: None) -> None:
     """The best block of each plain good program, at every size, stays above the floor of its own amounts."""
     flagged = []
-    for name, call, bytes_, flops, dtype, working_set in honest_runs(where):
+    for name, call, work in honest_runs(where):
         run = clock.repeated(call)
         calls = clock.calibrate(run, 0.002)
         seconds = min(clock.time_block(run, calls).per_call for _ in range(5))
-        if impossible(seconds, bytes_, flops, dtype, working_set, where):
-            flagged.append((name, seconds, roofline.floor_seconds(bytes_, flops, dtype, working_set, where)))
+        if impossible(seconds, work, where):
+            flagged.append((name, seconds, roofline.floor_seconds(work, where)))
     assert not flagged
 
 
@@ -392,5 +393,5 @@ def test_work_that_was_not_done_is_below_the_floor(where: str, nothing_kept: Non
     calls = 1000
     block = clock.time_block(clock.repeated(lambda: None), calls)
     size = 2**30
-    assert block.per_call < roofline.floor_seconds(size, 0, "float32", calls * size, where) / MARGIN
-    assert block.per_call < roofline.floor_seconds(0, 2 * 4096**3, "bfloat16", None, where) / MARGIN
+    assert block.per_call < roofline.floor_seconds(Work(size, working_set_bytes=calls * size), where) / MARGIN
+    assert block.per_call < roofline.floor_seconds(Work(flops=2 * 4096**3, dtype="bfloat16"), where) / MARGIN
