@@ -209,9 +209,12 @@ def _watch(limits: dict[str, int], first: int, line: socket.socket, status: sock
         if line.fileno() in events:
             if not (data := line.recv(1 << 16)):
                 break
-            messages.append(json.loads(data))
+            message = json.loads(data)
+            if not messages and "state" not in message:
+                continue  # how a worker ended that was killed before it could say that it has started
+            messages.append(message)
             if len(messages) == 1:
-                _send(status, messages[0], [os.pidfd_open(first)])
+                _send(status, message, [os.pidfd_open(first)])
         elif killed is None:
             memory, threads = _used_by_descendants(limits["memory_bytes"] + shared)
             if memory > limits["memory_bytes"] + shared:

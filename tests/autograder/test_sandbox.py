@@ -47,7 +47,7 @@ from autograder.sandbox import (
     gpu_devices,
     probe,
 )
-from autograder.worker import confine, landlock, seccomp, walls
+from autograder.worker import confine, landlock, seccomp, walls, zygote
 
 ROOT = Path(__file__).resolve().parents[2]
 STANDIN = """
@@ -839,6 +839,20 @@ class TestOneWall:
 
 @needs_namespaces
 class TestNamespaces:
+    def test_a_worker_that_is_killed_before_it_has_started_is_told_of(self) -> None:
+        """Its process 1 then tells of its end only: the judge hears that there is no worker."""
+        line, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        status, ours = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        with line, status, ours:
+            first = os.fork()
+            if first == 0:
+                theirs.send(json.dumps({"status": 9, "cpu_s": 0.0, "max_rss_bytes": 0}).encode())
+                os._exit(0)
+            theirs.close()
+            zygote._watch({"memory_bytes": 1 << 40, "processes": 10}, first, line, status, signal.SIGKILL)
+            assert json.loads(ours.recv(1 << 16))["text"] == "it ended before it was ready"
+            assert json.loads(ours.recv(1 << 16))["state"] == "ended"
+
     @covers("walls: files")
     def test_grader_files_cannot_be_read(self, start: Start, tmp_path: Path) -> None:
         """Hidden checks, solutions, accounts and home folders do not exist in there; the worker's own package does."""
