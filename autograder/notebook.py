@@ -98,16 +98,16 @@ def _newer(path: Path) -> tuple[dict[str, str], list[str]]:
             continue
         source = cell.get("source", "")
         source = "".join(source) if isinstance(source, list) else source
-        executed, at = _executed.get(str(cell.get("id")), (_last_definition(name), None))
+        executed, at = _executed.get(str(cell.get("id")), (_last_definition(name), _started()))
         if executed is None or digest(executed) == digest(source):
             continue
-        if at is None:
+        if at > saved:
+            newer[str(name)] = executed
+        elif str(cell.get("id")) not in _executed:  # executed before or after it was saved: nobody knows
             when = time.strftime("%H:%M:%S", time.localtime(saved))
             notes.append(
                 f"{path.name} as saved at {when} has another text for {name} than you ran last. Save (Ctrl+S), check again."
             )
-        elif at > saved:
-            newer[str(name)] = executed
     return newer, notes
 
 
@@ -116,6 +116,13 @@ def _last_definition(name: str) -> str | None:
     shell = _shell()
     inputs = shell.history_manager.input_hist_raw if shell is not None else []
     return next((text for text in reversed(inputs) if name in defined(text)), None)
+
+
+def _started() -> float:
+    """When this kernel was started: what it executed came later."""
+    import psutil  # every kernel has it
+
+    return float(psutil.Process().create_time())
 
 
 def _remember(info: Any) -> None:

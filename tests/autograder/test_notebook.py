@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import shutil
+import time
 from pathlib import Path
 from typing import Any
 
@@ -46,10 +48,21 @@ def test_the_cell_shows_the_same_table_as_the_command(tmp_path: Path) -> None:
     assert sentence in data["text/html"]
 
 
-def test_a_cell_that_was_run_and_not_saved_is_told(tmp_path: Path) -> None:
-    """The file still holds the stub, the kernel ran a solution: the student is told to save instead of being misled."""
+def test_a_cell_that_was_run_and_not_saved_is_checked(tmp_path: Path) -> None:
+    """The file still holds the stub, saved before the kernel was started: what was run since is what counts."""
     made = fetched(tmp_path / NAME, corpus.reference(NAME).answers)
-    shutil.copy(suite.repository() / "assignments" / NAME / f"{NAME}.ipynb", tmp_path / NAME)
+    file = shutil.copy(suite.repository() / "assignments" / NAME / f"{NAME}.ipynb", tmp_path / NAME)
+    os.utime(file, (time.time() - 60,) * 2)
+    data = execute(tmp_path / NAME, made)
+    assert "3 of 3 public points" in data["text/plain"]
+    assert "Save" not in data["text/plain"]
+
+
+def test_a_file_that_was_saved_since_is_read_and_the_difference_told(tmp_path: Path) -> None:
+    """It holds the stub, and nobody knows which is newer: the student is told to save instead of being misled."""
+    made = fetched(tmp_path / NAME, corpus.reference(NAME).answers)
+    file = shutil.copy(suite.repository() / "assignments" / NAME / f"{NAME}.ipynb", tmp_path / NAME)
+    os.utime(file, (time.time() + 3600,) * 2)
     data = execute(tmp_path / NAME, made)
     assert "Save (Ctrl+S), check again" in data["text/plain"]
     assert "Not implemented yet" in data["text/html"]
