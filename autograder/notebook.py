@@ -13,6 +13,7 @@ from typing import Any
 from rich.console import Console
 
 from autograder import feedback, selfcheck
+from autograder.finding import Outcome
 from autograder.manifest import HELPERS, Manifest, digest
 from autograder.submission import UnreadableSubmission, defined
 
@@ -36,6 +37,11 @@ class Shown:
         self.found = found
         self.notes = notes
 
+    @property
+    def passed(self) -> bool:
+        """Whether all points of the public checks are there."""
+        return all(finding.outcome is Outcome.PASSED for finding in self.found.findings)
+
     def _repr_html_(self) -> str:
         remarks = [f"read {self.found.read}", *self.notes, *self.found.remarks, *self.found.withheld]
         return "".join(
@@ -58,6 +64,8 @@ class Shown:
 class Problem:
     """Why a self-check could not be run."""
 
+    passed = False
+
     def __init__(self, text: str) -> None:
         self.text = text
 
@@ -65,14 +73,26 @@ class Problem:
         return f"Not checked. {self.text}"
 
 
+class ChecksFailed(Exception):
+    """What nbgrader's Validate button shows of checks that did not pass: any other output is a success to it."""
+
+    def _render_traceback_(self) -> list[str]:
+        """What IPython shows in place of a traceback, which would tell of our code."""
+        return [str(self)]
+
+
 def check(task: str) -> Shown | Problem:
     """Run the public checks of `task` on the notebook that this kernel belongs to, in the folder it was fetched to."""
+    shown: Shown | Problem
     try:
         path = _notebook()
         newer, notes = _newer(path)
-        return Shown(selfcheck.run(path, task, newer), notes)
+        shown = Shown(selfcheck.run(path, task, newer), notes)
     except (selfcheck.SelfCheckError, UnreadableSubmission, FileNotFoundError) as error:
-        return Problem(str(error))
+        shown = Problem(str(error))
+    if os.environ.get("NBGRADER_EXECUTION") == "validate" and not shown.passed:
+        raise ChecksFailed(repr(shown))
+    return shown
 
 
 def _notebook() -> Path:

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import nbformat
+import pytest
 from nbclient import NotebookClient
 
 from autograder import corpus, suite
@@ -16,15 +17,15 @@ from autograder import corpus, suite
 NAME = "kv_cache"
 
 
-def execute(folder: Path, notebook: Any) -> dict[str, Any]:
+def execute(folder: Path, notebook: Any, *, error: bool = False) -> dict[str, Any]:
     """Run the notebook's cells up to the first check in `folder`; the outputs of that check's cell, by mime type."""
     last = next(number for number, cell in enumerate(notebook.cells) if "check" in cell.metadata)
     notebook.cells = notebook.cells[: last + 1]
     client = NotebookClient(notebook, timeout=60, allow_errors=True, resources={"metadata": {"path": str(folder)}})
     client.execute()
     (output,) = notebook.cells[-1].outputs
-    assert output.output_type == "execute_result", output
-    return dict(output.data)
+    assert output.output_type == ("error" if error else "execute_result"), output
+    return dict(output.get("data", {}))
 
 
 def fetched(folder: Path, answers: dict[str, str]) -> Any:
@@ -66,6 +67,17 @@ def test_a_file_that_was_saved_since_is_read_and_the_difference_told(tmp_path: P
     data = execute(tmp_path / NAME, made)
     assert "Save (Ctrl+S), check again" in data["text/plain"]
     assert "Not implemented yet" in data["text/html"]
+
+
+def test_validate_hears_of_a_check_that_fails(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """nbgrader's Validate takes whatever is no error for a success: there a failure is one, with our text for a traceback."""
+    monkeypatch.setenv("NBGRADER_EXECUTION", "validate")
+    made = fetched(tmp_path / NAME, dict(next(entry for entry in corpus.load(NAME) if entry.name == "stub").answers))
+    execute(tmp_path / NAME, made, error=True)
+    (output,) = made.cells[-1].outputs
+    assert output.ename == "ChecksFailed"
+    assert "Not implemented yet" in "".join(output.traceback)
+    assert "selfcheck" not in "".join(output.traceback)
 
 
 def test_what_cannot_be_checked_is_said_in_a_sentence(tmp_path: Path) -> None:
