@@ -63,7 +63,14 @@ def rows(assignment: Assignment, findings: Iterable[Finding], task: str | None =
             continue
         points, _ = earned(check, by_check[check.name])
         made.append(
-            Row(finding.outcome, points, check.points, finding.sentence, tuple(_details(finding)), _untried(finding))
+            Row(
+                finding.outcome,
+                points,
+                check.points,
+                finding.sentence,
+                tuple(_details(finding, bool(finding.measurements) and not check.performance)),
+                _untried(finding),
+            )
         )
     return sorted(made, key=lambda row: row.outcome is Outcome.PASSED)
 
@@ -72,9 +79,12 @@ def _untried(finding: Finding) -> bool:
     return finding.message == NOT_IMPLEMENTED
 
 
-def _details(finding: Finding) -> Iterable[tuple[str, str]]:
+def _details(finding: Finding, figures: bool) -> Iterable[tuple[str, str]]:
+    """What a row says below its sentence; `figures`: also what was measured beside a verdict that does not rest on it."""
     if {"speedup", "speedup_low", "speedup_high", "speedup_asked"} <= finding.measurements.keys():
         yield "measured:", _speed(finding.measurements)
+    elif figures:
+        yield "measured:", ", ".join(f"{name} {value:,.4g}" for name, value in finding.measurements.items())
     if finding.outcome is Outcome.PASSED:
         return
     if not finding.hidden:

@@ -60,6 +60,7 @@ class JudgePlugin:
         self.only = only
         self.measure = measure
         self.timed_now: Timed | None = None
+        self.figures_now: dict[str, float] = {}
         self.findings: list[Finding] = []
         self.errors: list[str] = []
         self.blocked: dict[str, str] = {}
@@ -87,6 +88,11 @@ class JudgePlugin:
         )
         return self.timed_now
 
+    @pytest.fixture
+    def figures(self) -> dict[str, float]:
+        """What a check measures beside its verdict, by names with their units. Stored with the finding, and shown."""
+        return self.figures_now
+
     def pytest_addhooks(self, pluginmanager: pytest.PytestPluginManager) -> None:
         """Whoever counts a silent judge as hanging hears of one that is at work."""
         pluginmanager.add_hookspecs(_Hooks)
@@ -94,6 +100,7 @@ class JudgePlugin:
     def pytest_runtest_setup(self) -> None:
         """No measurement outlives its check."""
         self.timed_now = None
+        self.figures_now = {}
 
     def pytest_configure(self) -> None:
         from hypothesis import HealthCheck, Phase, configuration, core, settings
@@ -208,7 +215,7 @@ class JudgePlugin:
             value=None if value is None else _lasting(value),
             expected=None if expected is None else _lasting(expected),
             credit=error.credit if isinstance(error, TooSlow) else None,
-            measurements=self.timed_now.measurements if self.timed_now else {},
+            measurements=self.timed_now.measurements if self.timed_now else self.figures_now,
             seconds=round(seconds, 4),
         )
 

@@ -243,6 +243,14 @@ def test_a_new_submission_is_graded_and_replaces_the_old_score(course: Course) -
     assert "bob: The gradebook keeps what was entered before: 5 points." in ran.said
 
 
+def test_figures_that_a_check_measures_are_stored_with_its_finding(course: Course) -> None:
+    """They belong to the check that measured them, and to no other."""
+    course.solve("ada")
+    assert course.grade().code == 0
+    measured = {name: found["measurements"] for name, found in course.findings("ada").items() if found["measurements"]}
+    assert measured == {"test_double_big": {"digits": 22.0}}
+
+
 def test_the_api_behind_formgraders_button_grades_what_has_no_result(course: Course) -> None:
     """`NbGraderAPI.autograde` without a stored result gives the score of `autograder grade`; withheld ones fail."""
     course.solve("ada", double="def double(n): return 0")

@@ -219,6 +219,13 @@ class TestRows:
         labels = ("what happened:", "your value:", "expected:", "printed:", "next:")
         assert row.details == tuple(zip(labels, "mveph", strict=True))
 
+    @pytest.mark.parametrize("outcome", [Outcome.PASSED, Outcome.FAILED])
+    def test_figures_beside_a_verdict_are_shown(self, outcome: Outcome) -> None:
+        """What a check measured without resting on it is the judge's word: shown of hidden checks and of passed ones."""
+        figures = {"held_mb": 220.177408, "tokens_per_s": 7.0}
+        (row,) = rows(ASSIGNMENT, [finding(HIDDEN.name, outcome, measurements=figures)])
+        assert row.details == (("measured:", "held_mb 220.2, tokens_per_s 7"),)
+
     def test_failed_rows_come_first(self) -> None:
         """What is to be mended stands on top; within the groups the order of the assignment stays."""
         outcomes = [Outcome.PASSED, Outcome.FAILED, Outcome.PASSED, Outcome.BROKEN, Outcome.PASSED, Outcome.BLOCKED]
