@@ -252,8 +252,9 @@ def random_llama(seed: int, **sizes: Any) -> tuple[dict[str, Any], dict[str, tor
     from transformers import LlamaConfig, LlamaForCausalLM
 
     torch.manual_seed(seed)
-    model = LlamaForCausalLM(LlamaConfig(**LLAMA, **sizes, initializer_range=0.2))
-    return {**LLAMA, **sizes}, {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    config = {**LLAMA, **sizes}
+    model = LlamaForCausalLM(LlamaConfig(**config, initializer_range=0.2))
+    return config, {name: tensor.clone() for name, tensor in model.state_dict().items()}
 
 
 def test_quantize_model_names(submission):
@@ -268,6 +269,79 @@ def test_quantize_model_names(submission):
     expect_equal("lm_head.weight" in held, True, "Whether lm_head still has its weight")
     expect_equal("model.layers.1.mlp.up_proj.codes" in held, True, "Whether the layer up_proj has codes")
     expect_equal("model.layers.1.mlp.up_proj.weight" in held, False, "Whether the layer up_proj still has a weight")
+
+
+# ----------------------------------------------------------------------------------------------------------- generate
+
+
+class ScriptedModel:
+    """A model and a clock in one: what it says is a script, and time passes only while it runs."""
+
+    def __init__(self, answer: list[int], prefill_s: float, decode_s: float, vocabulary: int = 10) -> None:
+        self.answer, self.seconds, self.vocabulary = answer, (prefill_s, decode_s), vocabulary
+        self.now = 100.0
+        self.fed: list[list[int]] = []
+
+    def clock(self) -> float:
+        return self.now
+
+    def step(self, ids: Any, cache: Any) -> tuple[torch.Tensor, str]:
+        """The logits of the script's next token, and a cache that stands for the calls so far."""
+        if type(ids) is not torch.Tensor or ids.dtype != torch.int64 or ids.ndim != 2 or len(ids) != 1:
+            fail("step must be called with int64 tokens of shape [1, n].", value=ids)
+        wanted = f"cache {len(self.fed)}" if self.fed else None
+        if type(cache) is not type(wanted) or cache != wanted:
+            fail(
+                f"Call {len(self.fed) + 1} of step got another cache than the one that it must get.",
+                value=cache,
+                expected="the one that the call before it gave" if self.fed else "None",
+            )
+        if len(self.fed) == len(self.answer):
+            fail("step was called once more after the last token.", value=ids.tolist())
+        token = self.answer[len(self.fed)]
+        self.now += self.seconds[bool(self.fed)]
+        self.fed.append(ids[0].tolist())
+        logits = -torch.arange(self.vocabulary, dtype=torch.float32) - 5
+        logits[token] = -1.0
+        return logits, f"cache {len(self.fed)}"
+
+
+def report_of(value: Any, what: str) -> Any:
+    """`value`, which must have the keys of a report."""
+    expect_type(value, dict, f"The report {what}")
+    names = ["first_token_s", "tokens", "tokens_per_s"]
+    if any(type(name) is not str for name in value) or sorted(value) != names:
+        fail(f"The report {what} must have other keys.", value=list(value), expected=show(names))
+    return value
+
+
+def expect_report(value: Any, tokens: list[int], first_token_s: float, tokens_per_s: float, what: str) -> None:
+    """`value` must be what `generate` gives."""
+    report_of(value, what)
+    expect_equal(value["tokens"], tokens, f"The tokens of the answer {what}")
+    expect_close(value["first_token_s"], first_token_s, f"first_token_s {what}", rel=1e-6)
+    expect_close(value["tokens_per_s"], tokens_per_s, f"tokens_per_s {what}", rel=1e-6)
+
+
+def test_generate_example(submission):
+    """The prompt is read once, then each new token alone, and the report has the figures of the example.
+
+    Hint: The speed counts the tokens after the first, and the time since the first.
+    """
+    model = ScriptedModel([7, 8, 9], prefill_s=2.0, decode_s=0.25)
+    report = submission.generate(model.step, [5, 6], 3, None, model.clock)
+    expect_equal(model.fed, [[5, 6], [7], [8]], "The tokens that step was called with")
+    expect_report(report, [7, 8, 9], 2.0, 4.0, "of the example")
+
+
+def test_held_bytes_examples(submission):
+    """A linear layer from 4 to 3 numbers has 60 bytes in fp32 and 30 in bf16.
+
+    Hint: A tensor knows its nbytes. model.parameters() and model.buffers() go through all parts.
+    """
+    for dtype, expected in ((torch.float32, 60), (torch.bfloat16, 30)):
+        layer = submission.make_linear(torch.ones(3, 4, dtype=dtype), torch.ones(3, dtype=dtype))
+        expect_equal(submission.held_bytes(layer), expected, f"Bytes of a layer with 12 + 3 numbers in {dtype}")
 
 
 # --------------------------------------------------------------------------------------------------------- perplexity

@@ -2,7 +2,7 @@
 # jupyter:
 #   autograder:
 #     assignment: quantization
-#     release: 680b14d65c6aee0b
+#     release: 62542b513f3fbdbd
 #   jupytext:
 #     cell_metadata_filter: task,given,helpers,check,-all
 #     formats: ipynb,py:percent
@@ -32,10 +32,12 @@
 # 5. and quantise the scales too (`double_quantize`);
 # 6. multiply in 8 bits although a few activations are huge (`llm_int8_matmul`),
 # 7. build a layer that holds codes only, and put it into a real model (`WeightOnlyLinear`),
-# 8. measure what the model has lost (`perplexity`),
-# 9. and what you have gained (`quantized_bytes`).
+# 8. serve that model: answer requests, and report its memory and its tokens per second (`generate`),
+# 9. measure what the model has lost (`perplexity`),
+# 10. and compute what a model of any size would gain (`quantized_bytes`).
 #
-# Tasks 1, 2, 6, 8 take about 25 minutes each, 3 and 4 about 35, 5 and 9 about 20, and 7 about 50. No GPU is needed.
+# Tasks 1, 2, 6, 8 and 9 take about 25 minutes each, 3 and 4 about 35, 5 and 10 about 20, and 7 about 50. No GPU is
+# needed.
 # You should know Python and PyTorch tensors, and what a linear layer does: `y = x @ weight.T + bias`, with a `weight`
 # of shape `[out_features, in_features]`.
 #
@@ -51,12 +53,13 @@
 # | fp32, fp16, bf16 | floating-point numbers of 4, 2 and 2 bytes |
 # | MB, MiB | $10^6$ bytes, $2^{20}$ bytes. Functions here give plain bytes |
 #
-# **How it is graded.** Only the cells of the nine tasks and the one cell of imports and helpers count. The next cell is
+# **How it is graded.** Only the cells of the ten tasks and the one cell of imports and helpers count. The next cell is
 # replaced by the original when grading; all others are yours. The cell `check(...)` after each task runs its public
-# checks. Hidden checks look at the same rules on other inputs: everything they ask for is written here. Tasks 1 to 6,
-# 8 and 9 are graded each for itself; task 7 uses your `absmax_int8`, `quantize_nf4` and `dequantize_nf4`. Use tensor
-# operations: one call of your code may take 30 s, and some hidden calls work on millions of numbers, for which a loop
-# over single numbers is too slow. (A loop over rows or blocks is fast enough.)
+# checks. Hidden checks look at the same rules on other inputs: everything they ask for is written here. All tasks but 7
+# and 8 are graded each for itself. Task 7 uses your `absmax_int8`, `quantize_nf4` and `dequantize_nf4`; one check of task
+# 8 serves SmolLM2 with your `quantize_model`. Use tensor operations: one call of your code may take 30 s, and some
+# hidden calls work on millions of numbers, for which a loop over single numbers is too slow. (A loop over rows or blocks
+# is fast enough.)
 #
 # **Rules for all tasks.** Codes are rounded to the nearest whole number; exactly between two, to the even one, as
 # `torch.round` does (it never just cuts off: that would shift all weights towards zero). Compute in fp32, whatever the
@@ -67,10 +70,14 @@
 
 # %% given="quantization_kit"
 import contextlib
+import copy
 import ctypes
+import functools
 import gc
 import math
+import time
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import nn
@@ -125,11 +132,18 @@ def make_llama(config: dict, tensors: dict[str, torch.Tensor]) -> nn.Module:
     return model
 
 
-def load_model(path: str) -> nn.Module:
-    """The language model in the folder `path`, in fp32."""
+@functools.cache
+def read_model(path: str) -> nn.Module:
+    """The language model in the folder `path`, in fp32, read only once."""
     from transformers import AutoModelForCausalLM
 
     return AutoModelForCausalLM.from_pretrained(path, dtype=torch.float32).eval()
+
+
+def load_model(path: str) -> nn.Module:
+    """A model of its own, whose layers can be replaced; its tensors are shared by all that this gives for `path`."""
+    model = read_model(path)
+    return copy.deepcopy(model, {id(tensor): tensor for tensor in (*model.parameters(), *model.buffers())})
 
 
 def tensors_of(module: nn.Module) -> dict[str, torch.Tensor]:
@@ -149,6 +163,12 @@ def give_memory_back() -> None:
         ctypes.CDLL(None).malloc_trim(0)
 
 
+def take_apart(model: nn.Module) -> None:
+    """Take everything out of a model that is not needed any more."""
+    model._modules.clear()
+    give_memory_back()
+
+
 def quantized_layers(weight: torch.Tensor, scheme: str, count: int) -> nn.ModuleList:
     """`count` layers of yours, each made of a layer with a copy of `weight` that is gone afterwards."""
     return nn.ModuleList(WeightOnlyLinear(make_linear(weight), scheme) for _ in range(count))
@@ -166,22 +186,19 @@ def logits(model: nn.Module, ids: torch.Tensor) -> torch.Tensor:
     return model(input_ids=ids, use_cache=False).logits
 
 
-def quantized_logits(path: str, scheme: str, ids: torch.Tensor) -> tuple[list[str], torch.Tensor]:
-    """The names of the layers that `quantize_model` replaces in the model of the folder `path`, and its logits then."""
-    model = load_model(path)
-    return quantize_model(model, scheme), logits(model, ids)
+def stepper(model: nn.Module) -> Callable[[torch.Tensor, Any], tuple[torch.Tensor, Any]]:
+    """One run of a language model as a function `step(ids, cache)`.
 
+    `ids`, int64 [1, n], are the next tokens of a text, and `cache` stands for all tokens before them (`None`: there are
+    none). Gives the logits [vocabulary] of the token that follows, and a cache that stands for all tokens so far.
+    """
 
-@torch.inference_mode()
-def generate(model: nn.Module, prompt: list[int], max_new_tokens: int) -> list[int]:
-    """Serve one request: always the most likely next token, with a KV cache. Gives the new tokens."""
-    cache, step, new = None, torch.tensor([prompt]), []
-    while len(new) < max_new_tokens:
-        out = model(input_ids=step, past_key_values=cache, use_cache=True)
-        cache = out.past_key_values
-        new.append(int(out.logits[0, -1].argmax()))
-        step = torch.tensor([[new[-1]]])
-    return new
+    @torch.inference_mode()
+    def step(ids: torch.Tensor, cache: Any) -> tuple[torch.Tensor, Any]:
+        out = model(input_ids=ids, past_key_values=cache, use_cache=True)
+        return out.logits[0, -1], out.past_key_values
+
+    return step
 
 
 # %% helpers="helpers"
@@ -318,8 +335,8 @@ print(
 #
 # A group of zeros has scale 1 in both kinds; its zero point and codes are 8 if symmetric, 0 if asymmetric.
 #
-# No computer addresses 4 bits, so **two codes share a byte: the first in the high four bits**, as in bitsandbytes.
-# `pack_int4` puts them together along the last dimension, `unpack_int4` takes them apart.
+# Memory is addressed in bytes, not in halves of them, so **two codes share a byte: the first in the high four bits**, as
+# in bitsandbytes. `pack_int4` puts them together along the last dimension, `unpack_int4` takes them apart.
 #
 # *Examples.* Symmetric, `[0.8, -1.4, 0.16, 0.32]` as one group: scale 0.2, codes `[12, 1, 9, 10]`; packed
 # `[0xC1, 0x9A]` = `[193, 154]`. Asymmetric, `[-0.5, 1.0, 0.22, 0.0]`: scale 0.1, zero 5, codes `[0, 15, 7, 5]`.
@@ -405,9 +422,10 @@ plt.show()
 # ## Task 4: NF4 (about 35 minutes)
 #
 # Weights of a trained layer are spread roughly like a normal distribution: many near 0, few far out. Evenly spaced
-# codes waste levels on the tails. NF4 ("normal float", from the QLoRA paper, Dettmers et al. 2023) takes 16 levels that
-# are equally *likely* instead of equally far apart. Let $\Phi^{-1}$ be the quantile function of the normal distribution
-# (`torch.special.ndtri`, or `statistics.NormalDist().inv_cdf`) and $o = 0.9677083$:
+# codes waste levels on the tails. NF4 ("normal float", from the QLoRA paper, Dettmers et al. 2023) takes 16 levels at
+# equally spaced *probabilities* of that distribution, so that each is used about equally often. Let $\Phi^{-1}$ be the
+# quantile function of the normal distribution (`torch.special.ndtri`, or `statistics.NormalDist().inv_cdf`) and
+# $o = 0.9677083$:
 #
 # - 8 positive levels: $\Phi^{-1}$ of 9 equally spaced probabilities from $o$ to 0.5, without the last (0.5),
 # - 7 negative levels: minus $\Phi^{-1}$ of 8 equally spaced probabilities from $o$ to 0.5, without the last,
@@ -657,7 +675,7 @@ for threshold in (0.0, 6.0):
 # *Hint.* `setattr(parent, "q_proj", new_layer)` replaces a layer; `model.get_submodule("model.layers.0.self_attn")`
 # gives the parent. Take the list of names before you change anything.
 #
-# *Quality* is graded with SmolLM2 where it lies on the grading machine: the perplexity of a text (task 8) may grow by
+# *Quality* is graded with SmolLM2 where it lies on the grading machine: the perplexity of a text (task 9) may grow by
 # at most 5 % with int8 and by at most 60 % with NF4. Memory is measured from outside of your process.
 #
 # *Is it faster?* There is no check of speed. On one H100, bitsandbytes' NF4 layer (14,336 × 4,096 weights) reached
@@ -712,13 +730,82 @@ from autograder import check
 
 check("WeightOnlyLinear")
 
+
 # %% [markdown]
-# **Serve it.** The loop `generate` of the first cell is a small server for one user: greedy, with a KV cache. Compare
-# memory and tokens per second of the same model in three forms. Get SmolLM2 once with `autograder models fetch`.
+# ## Task 8: serve it (about 25 minutes)
+#
+# Now put a model to work: it answers a request, and you report what an operator asks first: how much memory does the
+# model hold, how long does a user wait for the first token, and how many tokens per second follow?
+#
+# **Generate.** `step`, which `stepper(model)` of the first cell gives, is one run of a model. Give it the whole prompt
+# once. Then append the most likely token (the largest logit) to the answer, give `step` this **one token** with the
+# cache, and so on, until the answer has `max_new_tokens` tokens or its last token is `eos_id` ("end of sequence"; it
+# belongs to the answer). The cache holds what attention has computed for all earlier tokens. (It is called KV cache.) With
+# it each token is read only once. Hand on what `step` gave last; what it is, is not your concern. `step` is called once
+# per token of the answer, and not once more after the last.
+#
+# **Report.** Read `clock` when you begin, when you have the first token, and when you have the last one:
+#
+# - `first_token_s`: seconds from the beginning to the first token. (Reading the prompt is called *prefill*.)
+# - `tokens_per_s`: the tokens *after* the first, divided by the seconds *since* the first. With only one token: 0.0.
+#
+# *Example.* The prompt is `[5, 6]`; the first `step` takes 2 s, each other one 0.25 s; the most likely tokens are 7, 8, 9,
+# and `max_new_tokens=3`. `step` is called with `[[5, 6]]`, `[[7]]`, `[[8]]`. The report is `{"tokens": [7, 8, 9],
+# "first_token_s": 2.0, "tokens_per_s": 4.0}`: 2 tokens in 0.5 s, not 3 tokens in 2.5 s.
+#
+# **Memory.** `held_bytes(model)` counts the bytes of all parameters and buffers of a model. A tensor that stands in two
+# places, as tied embeddings do, counts once. Buffers that no `state_dict` shows (`persistent=False`) count too.
+#
+# *Example.* A linear layer from 4 to 3 numbers with a bias has 12 + 3 numbers: 60 bytes in fp32, 30 in bf16.
+#
+# *Common mistakes:* giving `step` the whole text again and again; running the model once more after the last token;
+# counting the first token in `tokens_per_s`, so that a long prompt looks like slow writing; counting tied embeddings
+# twice. On a GPU also: reading the clock before the result is there. (`int(logits.argmax())` waits for it.)
+
+# %% task="generate"
+def generate(
+    step: Callable[[torch.Tensor, Any], tuple[torch.Tensor, Any]],
+    prompt: list[int],
+    max_new_tokens: int,
+    eos_id: int | None = None,
+    clock: Callable[[], float] = time.perf_counter,
+) -> dict[str, Any]:
+    """Answer one request, always with the most likely token, and say how fast.
+
+    Args:
+        step: as `stepper` gives it: `step(ids, cache)` with int64 [1, n] and a cache gives logits [vocabulary] and the
+            cache of the next call. The cache of the first call is `None`.
+        prompt: the tokens of the request, at least one.
+        max_new_tokens: tokens of the answer, at least 1.
+        eos_id: the token that ends an answer; `None`: none does.
+        clock: gives the time in seconds.
+
+    Returns:
+        A dict of `tokens` (a list of int: the answer), `first_token_s` and `tokens_per_s` (floats).
+
+    Raises:
+        ValueError: `prompt` is empty. The text names `prompt`.
+        TypeError, ValueError: `max_new_tokens` is no int or below 1. The text names `max_new_tokens`.
+    """
+    # YOUR CODE HERE
+    raise NotImplementedError()
+
+
+def held_bytes(model: nn.Module) -> int:
+    """Bytes of all parameters and buffers of `model`, each tensor once."""
+    # YOUR CODE HERE
+    raise NotImplementedError()
+
+
+# %% check="generate"
+from autograder import check
+
+check("generate")
+
+# %% [markdown]
+# The same model in three forms. Get SmolLM2 once with `autograder models fetch`; without it there is nothing to see here.
 
 # %%
-import time
-
 from gpu_env import models
 
 try:
@@ -727,34 +814,25 @@ except models.ModelMissing as error:
     model_path = None
     print(error)
 
-prompt_text = "<|im_start|>user\nWhat is the capital of France?<|im_end|>\n<|im_start|>assistant\n"
-
-
-def held_bytes(model: nn.Module) -> int:
-    """Bytes of all tensors of a model, each once (tied weights are one)."""
-    return sum({tensor.data_ptr(): tensor.nbytes for tensor in tensors_of(model).values()}.values())
-
-
 if model_path:
     from transformers import AutoTokenizer
 
     tokenizer = AutoTokenizer.from_pretrained(model_path)
-    prompt = tokenizer(prompt_text)["input_ids"]
+    request = "<|im_start|>user\nWhat is the capital of France?<|im_end|>\n<|im_start|>assistant\n"
+    prompt = tokenizer(request)["input_ids"]
     for scheme in (None, "int8", "nf4"):
         model = load_model(model_path)
         if scheme:
             quantize_model(model, scheme)
-        began = time.perf_counter()
-        tokens = generate(model, prompt, 8)
-        seconds = time.perf_counter() - began
-        answer = tokenizer.decode(tokens)
+        report = generate(stepper(model), prompt, 12, tokenizer.eos_token_id)
         print(
-            f"{scheme or 'fp32':5} {held_bytes(model) / 1e6:6.1f} MB {len(tokens) / seconds:5.1f} tokens/s  {answer!r}"
+            f"{scheme or 'fp32':5} {held_bytes(model) / 1e6:6.1f} MB, first token after {report['first_token_s']:.2f} s, "
+            f"then {report['tokens_per_s']:.1f} tokens/s: {tokenizer.decode(report['tokens'])!r}"
         )
 
 
 # %% [markdown]
-# ## Task 8: what was lost (about 25 minutes)
+# ## Task 9: what was lost (about 25 minutes)
 #
 # The **perplexity** of a text under a model is $\exp$ of the mean of $-\ln p(\text{token} \mid \text{tokens before})$.
 # A model that guesses among $V$ tokens at random has perplexity $V$; a perfect one 1. It is the usual measure of what
@@ -827,7 +905,7 @@ if model_path:
 
 
 # %% [markdown]
-# ## Task 9: what was gained (about 20 minutes)
+# ## Task 10: what was gained (about 20 minutes)
 #
 # Count the bytes of a quantised model from the shapes of its tensors, before you download anything. Tensors with two
 # dimensions whose name is not in `skip` are quantised; all others (norms, biases, what you skip) take `other_bytes` per

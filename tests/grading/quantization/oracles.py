@@ -10,6 +10,7 @@ from __future__ import annotations
 import os
 import random
 import tempfile
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -20,6 +21,8 @@ from gpu_env import models
 
 MODEL = "SmolLM2-135M-Instruct"
 TEXT_TOKENS = 256
+REQUEST = "<|im_start|>user\nName the planets of the solar system.<|im_end|>\n<|im_start|>assistant\n"
+ANSWER_TOKENS = 8
 
 
 @oracle
@@ -108,26 +111,56 @@ def dequantized(tensors: dict[str, torch.Tensor], names: list[str], scheme: str)
     return made
 
 
-def text_ids() -> torch.Tensor:
-    """The first tokens of the repository's licence, [TEXT_TOKENS]. Raises `gpu_env.models.ModelMissing`."""
-    from transformers import AutoTokenizer
+def tensor_bytes(model: torch.nn.Module) -> int:
+    """Bytes of the memory that the tensors of a model lie in, each piece once."""
+    pieces = [tensor.untyped_storage() for tensor in (*model.parameters(), *model.buffers())]
+    return sum({piece.data_ptr(): piece.nbytes() for piece in pieces}.values())
 
-    tokenizer = AutoTokenizer.from_pretrained(models.find(MODEL))
-    text = (suite.repository() / "LICENSE").read_text(encoding="utf-8")
-    ids: torch.Tensor = tokenizer(text, return_tensors="pt")["input_ids"][0][:TEXT_TOKENS]
-    return ids
+
+@dataclass(frozen=True)
+class RealModel:
+    """SmolLM2 and what it says: in fp32 about a text, and with bitsandbytes' int8 weights to a request."""
+
+    ids: torch.Tensor
+    """The text, [TEXT_TOKENS]."""
+    loss: float
+    """Mean loss on the text."""
+    last: torch.Tensor
+    """Logits after the last 8 tokens of the text."""
+    prompt: list[int]
+    answer: list[int]
+    held: dict[str, int]
+    """Bytes of all tensors, by scheme."""
 
 
 @oracle
-def smollm2() -> tuple[torch.Tensor, float, torch.Tensor]:
-    """The text, SmolLM2's mean loss on it in fp32, and its logits after the last 8 tokens."""
-    from transformers import AutoModelForCausalLM
+def smollm2() -> RealModel:
+    """SmolLM2, loaded once per run. Raises `gpu_env.models.ModelMissing`."""
+    from transformers import AutoModelForCausalLM, AutoTokenizer
 
-    ids = text_ids()
-    model = AutoModelForCausalLM.from_pretrained(models.find(MODEL), dtype=torch.float32).eval()
+    folder = models.find(MODEL)
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    text = (suite.repository() / "LICENSE").read_text(encoding="utf-8")
+    ids: torch.Tensor = tokenizer(text, return_tensors="pt")["input_ids"][0][:TEXT_TOKENS]
+    prompt: torch.Tensor = tokenizer(REQUEST, return_tensors="pt")["input_ids"]
+    model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
+    held = dict.fromkeys(("fp32", "int8"), tensor_bytes(model))
     with torch.inference_mode():
         logits = model(input_ids=ids[None], use_cache=False).logits[0]
-    return ids, loss(logits, ids), logits[-8:].clone()
+        for name, layer in model.named_modules():
+            if isinstance(layer, torch.nn.Linear) and name != "lm_head":
+                codes, scale = int8_codes(layer.weight)
+                held["int8"] += codes.nbytes + scale.nbytes - layer.weight.nbytes
+                layer.weight.copy_(codes * scale)
+        out = model.generate(
+            prompt, attention_mask=torch.ones_like(prompt), do_sample=False, max_new_tokens=ANSWER_TOKENS,
+            return_dict_in_generate=True, output_logits=True,
+        )  # fmt: skip
+    best = torch.cat(out.logits).topk(2, dim=1).values
+    if (margin := float((best[:, 0] - best[:, 1]).min())) < 0.3:
+        raise RuntimeError(f"A token of the answer leads by {margin:.3f} only; take another request.")
+    answer = out.sequences[0, prompt.shape[1] :].tolist()
+    return RealModel(ids, loss(logits, ids), logits[-8:].clone(), prompt[0].tolist(), answer, held)
 
 
 def loss(logits: torch.Tensor, ids: torch.Tensor) -> float:

@@ -1,6 +1,6 @@
 """Quantises nothing, and replaces the course's own functions by some that pretend it had.
 
-fails: test_linear_follows_its_buffers test_linear_memory test_quantized_model_logits test_quantized_model_serves test_smollm2_quality test_linear_arguments test_linear_computes
+fails: test_linear_follows_its_buffers test_linear_memory test_quantized_model_logits test_quantized_model_serves test_smollm2_* test_linear_arguments test_linear_computes
 
 attack: V15
 stopped by: O, what these functions give is compared with what quantised weights must give, and with what they must not.
@@ -32,10 +32,9 @@ def load_tensors(module, tensors):
     pass
 
 
-def generate(model, prompt, max_new_tokens):
-    return prompt[:1] * max_new_tokens
+def stepper(model):
+    return lambda ids, cache: (torch.zeros(64), cache)
 
 
-def quantized_logits(path, scheme, ids):
-    model = load_model(path)
-    return quantize_model(model), logits(model, ids)
+def outputs_of(layers, x):
+    return [x @ torch.zeros(x.shape[1], 2304) for _ in range(len(layers))]

@@ -192,6 +192,29 @@ def quantize_model(model, scheme="int8", skip=("lm_head",), blocksize=64):
     return done
 
 
+# %% task="generate"
+def generate(step, prompt, max_new_tokens, eos_id=None, clock=time.perf_counter):
+    check_count(max_new_tokens, "max_new_tokens", 1)
+    if len(prompt) == 0:
+        raise ValueError("prompt must have a token")
+    times, tokens, cache, fed = [clock()], [], None, list(prompt)
+    for _ in range(max_new_tokens):
+        logits, cache = step(torch.from_numpy(np.array([fed], dtype=np.int64)), cache)
+        fed = [int(np.argmax(logits.float().numpy()))]
+        tokens += fed
+        times.append(clock())
+        if fed == [eos_id]:
+            break
+    gaps = np.diff(times)
+    speed = 1 / gaps[1:].mean() if len(gaps) > 1 else 0.0
+    return {"tokens": tokens, "first_token_s": float(gaps[0]), "tokens_per_s": float(speed)}
+
+
+def held_bytes(model):
+    where = {each.data_ptr(): each.numel() * each.element_size() for each in (*model.parameters(), *model.buffers())}
+    return sum(where.values())
+
+
 # %% task="perplexity"
 def perplexity(model, ids, window, stride):
     if ids.ndim != 1 or ids.numel() < 2:

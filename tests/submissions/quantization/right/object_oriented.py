@@ -232,6 +232,65 @@ def quantize_model(model, scheme="int8", skip=("lm_head",), blocksize=64):
     return [name for name, *_ in places]
 
 
+# %% task="generate"
+class Stopwatch:
+    """Laps of a clock."""
+
+    def __init__(self, clock):
+        self.clock, self.last = clock, clock()
+
+    def lap(self):
+        before, self.last = self.last, self.clock()
+        return self.last - before
+
+
+class Reader:
+    """A text that a model has read; knows what comes next."""
+
+    def __init__(self, step):
+        self.step, self.cache = step, None
+
+    def read(self, tokens):
+        logits, self.cache = self.step(torch.tensor(tokens, dtype=torch.long).unsqueeze(0), self.cache)
+        return logits.argmax().item()
+
+
+def answer(step, prompt, eos_id):
+    reader, fed = Reader(step), prompt
+    while True:
+        token = reader.read(fed)
+        yield token
+        if token == eos_id:
+            return
+        fed = [token]
+
+
+def generate(step, prompt, max_new_tokens, eos_id=None, clock=time.perf_counter):
+    check_count(max_new_tokens, "max_new_tokens", 1)
+    if not prompt:
+        raise ValueError("the prompt has no tokens")
+    watch, stream = Stopwatch(clock), answer(step, prompt, eos_id)
+    tokens = [next(stream)]
+    first = watch.lap()
+    for _, token in zip(range(max_new_tokens - 1), stream):
+        tokens.append(token)
+    later = watch.lap()
+    return {
+        "tokens": tokens,
+        "first_token_s": first,
+        "tokens_per_s": (len(tokens) - 1) / later if len(tokens) > 1 else 0.0,
+    }
+
+
+def held_bytes(model):
+    pieces = {}
+    for module in model.modules():
+        for tensor in (*module._parameters.values(), *module._buffers.values()):
+            if tensor is not None:
+                pieces[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage().nbytes()
+    return sum(pieces.values())
+
+
 # %% task="perplexity"
 @dataclass(frozen=True)
 class Window:

@@ -228,6 +228,38 @@ def quantize_model(model, scheme="int8", skip=("lm_head",), blocksize=64):
     return found
 
 
+# %% task="generate"
+def generate(step, prompt, max_new_tokens, eos_id=None, clock=time.perf_counter):
+    need(len(prompt) > 0, "prompt must not be empty")
+    check_count(max_new_tokens, "max_new_tokens", 1)
+    begin = clock()
+    logits, cache = step(torch.tensor([prompt]), None)
+    token = int(torch.argmax(logits))
+    first = last = clock()
+    tokens = [token]
+    while True:
+        if len(tokens) == max_new_tokens or token == eos_id:
+            break
+        logits, cache = step(torch.tensor([[token]]), cache)
+        token = int(torch.argmax(logits))
+        tokens.append(token)
+        last = clock()
+    speed = 0.0
+    if len(tokens) > 1:
+        speed = (len(tokens) - 1) / (last - first)
+    return {"tokens": tokens, "first_token_s": first - begin, "tokens_per_s": speed}
+
+
+def held_bytes(model):
+    total, seen = 0, set()
+    for named in (model.named_parameters(), model.named_buffers()):
+        for _, tensor in named:
+            if id(tensor) not in seen:
+                seen.add(id(tensor))
+                total += tensor.nbytes
+    return total
+
+
 # %% task="perplexity"
 def perplexity(model, ids, window, stride):
     need(ids.dim() == 1, "ids must have one dimension")

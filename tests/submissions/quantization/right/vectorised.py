@@ -138,6 +138,25 @@ def quantize_model(model, scheme="int8", skip=("lm_head",), blocksize=64):
     return names
 
 
+# %% task="generate"
+def generate(step, prompt, max_new_tokens, eos_id=None, clock=time.perf_counter):
+    check_count(max_new_tokens, "max_new_tokens", 1)
+    if not prompt:
+        raise ValueError("prompt")
+    times, text, cache = [clock()], [prompt], None
+    while len(text) <= max_new_tokens and (len(text) == 1 or text[-1] != [eos_id]):
+        logits, cache = step(torch.tensor(text[-1:]), cache)
+        text.append([logits.argmax().item()])
+        times.append(clock())
+    count = len(text) - 2
+    speed = count / (times[-1] - times[1]) if count else 0.0
+    return dict(tokens=sum(text[1:], []), first_token_s=times[1] - times[0], tokens_per_s=speed)
+
+
+def held_bytes(model):
+    return sum(tensor.nbytes for tensor in [*model.parameters(), *model.buffers()])
+
+
 # %% task="perplexity"
 def perplexity(model, ids, window, stride):
     check_count(window, "window", 2), check_count(stride, "stride", 1)

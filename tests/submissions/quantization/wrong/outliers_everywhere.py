@@ -13,4 +13,5 @@ def llm_int8_matmul(x: torch.Tensor, w_int8: torch.Tensor, scale: torch.Tensor, 
     x_scale = torch.where(absmax == 0, 1.0, absmax / 127)
     codes = torch.round(rest / x_scale).to(torch.int32)
     product = (codes @ w_int8.to(torch.int32).T).float() * x_scale * scale.reshape(1, -1)
-    return product + x[:, outlier] @ (w_int8[:, outlier] * scale.reshape(-1, 1)).T
+    exact = x[:, outlier].double() @ (w_int8[:, outlier] * scale.double().reshape(-1, 1)).T
+    return (product + exact).float()
