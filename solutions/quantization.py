@@ -826,7 +826,9 @@ def quantize_model(
 #
 # *Common mistakes:* giving `step` the whole text again and again; running the model once more after the last token;
 # counting the first token in `tokens_per_s`, so that a long prompt looks like slow writing; counting tied embeddings
-# twice. On a GPU also: reading the clock before the result is there. (`int(logits.argmax())` waits for it.)
+# twice. On a GPU also: reading the clock before the result is there. (`int(logits.argmax())` waits for it.) And do not
+# expect more tokens per second from your quantised model: your layers make all weights anew for each token. What falls is
+# the memory.
 
 
 # %% task="generate"
@@ -927,6 +929,10 @@ if model_path:
 #
 # *Example.* $T = 7$, `window=4`, `stride=2`: the windows are tokens 0 to 3 (scores 1, 2, 3), 2 to 5 (scores 4, 5) and
 # 4 to 6 (scores 6). Three calls of the model, 3 + 2 + 1 = 6 scores. With `window=7` or more there is one call.
+#
+# *How much is lost?* You may read that 8 bits cost less than 5 % and 4 bits 5 to 10 %. It depends on model and text, so
+# measure it. The perplexity of SmolLM2-135M on 256 tokens of a licence was 0.994 times that of fp32 with int8, and 1.49
+# times with NF4: a model this small has nothing to spare.
 #
 # *Common mistakes:* the mean of the windows' perplexities, or of their mean losses (the last window is shorter, so its
 # tokens would count more); scoring the overlap twice; logits compared with the token at the *same* position; a window

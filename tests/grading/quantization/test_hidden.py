@@ -24,6 +24,7 @@ from grading.quantization.test_public import (
     expect_near,
     expect_report,
     expect_tensor,
+    expect_window,
     numbers,
     parts,
     random_llama,
@@ -88,7 +89,7 @@ def test_absmax_equals_bitsandbytes(submission, rng):
 def test_absmax_any_dimension(submission, rng):
     """Along any dimension of any tensor, and with dim=None for all of it, each number is within half a scale.
 
-    Hint: keepdim keeps the scale's dimensions, also with dim=None.
+    Hint: keepdim keeps the scale's dimensions, also with dim=None; rounding to the nearest costs half a scale at most.
     """
     for shape in ((5,), (3, 4), (2, 3, 4), (2, 2, 2, 5)):
         for dim in (*range(-len(shape), len(shape)), None):
@@ -146,6 +147,10 @@ def test_zeropoint_nearest_code(submission, rng):
                 value=codes[worse][0].item(),
                 expected="the nearest",
             )
+    # The scale is 1, and 1.5 and 253.5 are rounded up both, which makes 256.
+    codes, _, zero = parts(submission.zeropoint_uint8(numbers(-1.5, 253.5, 0.0)), 3, "The result for -1.5, 253.5 and 0")
+    expect_equal(zero, 2, "The zero point for -1.5, 253.5 and 0")
+    expect_codes(codes, [0, 255, 2], torch.uint8, "The codes of -1.5, 253.5 and 0")
 
 
 def test_zeropoint_arguments(submission):
@@ -214,6 +219,8 @@ def test_int4_symmetric(submission, rng):
     Hint: The largest absolute value of a group gets the code 15 or 1.
     """
     check_int4(submission, rng, True)
+    _, _, zero = parts(submission.groupwise_int4(numbers([1.0, 2.0]), 2), 3, "The result without symmetric=")
+    expect_codes(zero, [[8]], torch.uint8, "The zero point where nothing is said about symmetric")
 
 
 def test_int4_asymmetric(submission, rng):
@@ -222,6 +229,10 @@ def test_int4_asymmetric(submission, rng):
     Hint: The range of each group contains 0; its zero point is a whole number.
     """
     check_int4(submission, rng, False)
+    # The scale is 1, and 1.5 and 13.5 are rounded up both, which makes 16.
+    codes, _, zero = parts(submission.groupwise_int4(numbers([-1.5, 13.5, 0, 1]), 4, False), 3, "The result")
+    expect_codes(zero, [[2]], torch.uint8, "The zero point of -1.5, 13.5, 0 and 1")
+    expect_codes(codes, [[0, 15, 2, 3]], torch.uint8, "The codes of -1.5, 13.5, 0 and 1")
 
 
 def test_int4_pack_any_shape(submission, rng):
@@ -251,6 +262,8 @@ def test_int4_arguments(submission):
     )
     codes = torch.arange(16, dtype=torch.uint8)
     expect_raises("ValueError", lambda: submission.pack_int4(codes[:5]), "An odd number of codes", naming="codes")
+    odd = codes[:6].reshape(2, 3)
+    expect_raises("ValueError", lambda: submission.pack_int4(odd), "Codes of shape (2, 3)", naming="codes")
     expect_raises("ValueError", lambda: submission.pack_int4(codes + 1), "A code of 16", naming="codes")
 
 
@@ -306,6 +319,9 @@ def test_nf4_dequantizes(submission, rng):
         packed, absmax, back = oracles.nf4_codes(normal(rng, *shape), blocksize)
         got = submission.dequantize_nf4(packed, absmax, shape, blocksize)
         expect_near(got, back, f"Numbers of shape {shape} with blocksize={blocksize}", 4e-6)
+    packed, absmax, back = oracles.nf4_codes(normal(rng, 8, 96))
+    got = submission.dequantize_nf4(packed, absmax, (8, 96))
+    expect_near(got, back, "Numbers of shape (8, 96) where nothing is said about blocksize", 4e-6)
 
 
 def test_nf4_arguments(submission):
@@ -433,6 +449,15 @@ def test_matmul_arguments(submission):
     expect_floats_checked(lambda x: submission.llm_int8_matmul(x, w, scale), (3, 6), "x")
     call = partial(submission.llm_int8_matmul, torch.ones(3, 6), w, scale, -1.0)
     expect_raises("ValueError", call, "threshold=-1.0", naming="threshold")
+    w = torch.tensor([[100, 50]], dtype=torch.int8)
+    for row, wanted, what in (
+        ([6.0, 1.27], 6.635, "6 is an outlier where nothing is said about threshold"),
+        ([5.9, 1.0], 5.9 + 0.5 * 22 * 5.9 / 127, "5.9 is none where nothing is said about threshold"),
+        ([1.0, 0.4], 1 + 0.5 * 51 / 127, "the largest value of the row is 1"),
+    ):
+        got = submission.llm_int8_matmul(numbers(row), w, numbers([0.01]))
+        expect_near(got, numbers([wanted]), f"The product of {row} and [1, 0.5], in which {what},")
+    w = torch.full((2, 6), 100, dtype=torch.int8)
     x = torch.zeros(2, 6)
     x[1, 3] = 10.0
     expect_near(
@@ -588,7 +613,7 @@ def test_quantized_model_serves(submission, rng):
 def test_linear_arguments(submission):
     """What is no linear layer, and a scheme that is none of the two, are refused by name; a bias stays what it was.
 
-    Hint: isinstance(linear, nn.Linear).
+    Hint: isinstance(linear, nn.Linear). The bias is kept as it is, under its name.
     """
     linear = submission.make_linear(torch.ones(4, 32), torch.ones(4, dtype=torch.float32))
     expect_raises("ValueError", lambda: submission.WeightOnlyLinear(linear, "int3"), "scheme='int3'", naming="scheme")
@@ -738,9 +763,7 @@ def test_perplexity_of_any_model(submission, rng):
         def model(
             ids: torch.Tensor, table: torch.Tensor = table, dtype: torch.dtype = dtype, calls: Any = calls
         ) -> torch.Tensor:
-            if not isinstance(ids, torch.Tensor) or ids.dtype != torch.int64 or ids.ndim != 2 or len(ids) != 1:
-                fail("The model must be called with int64 tokens of shape [1, tokens].", value=ids)
-            calls.append(ids[0].tolist())
+            expect_window(ids, calls)
             if not ids.numel() or int(ids.min()) < 0 or int(ids.max()) >= vocabulary:
                 fail("The model was called with tokens that are not in the text.", value=ids)
             # What it says depends on all of the window so far: logits of a token and, weaker, the mean of those before.
@@ -767,7 +790,10 @@ def test_perplexity_arguments(submission):
     Hint: stride must be less than window.
     """
 
-    def model(ids: torch.Tensor) -> torch.Tensor:
+    calls: list[Any] = []
+
+    def model(ids: Any) -> torch.Tensor:
+        expect_window(ids, calls)
         return torch.zeros(1, ids.shape[1], 5)
 
     ids = torch.arange(5)
@@ -823,6 +849,13 @@ def test_bytes_of_real_tensors(submission, rng):
             f"Bytes of 7 x {cols} in int4, groups of {size}",
         )
     expect_equal(submission.quantized_bytes({}, "int8"), 0, "Bytes of no tensors")
+    for blocks in (256, 257):
+        got = submission.quantized_bytes({"w": (blocks, 64)}, "nf4", double=True)
+        expect_equal(got, 33 * blocks + 4 * -(-blocks // 256) + 4, f"Bytes of {blocks} x 64 in nf4, double=True")
+    smallest = submission.quantized_bytes({"w": (2, 3), "norm": (7,)}, "nf4", 1, other_bytes=1)
+    expect_equal(
+        smallest, 3 + 4 * 6 + 7, "Bytes of 2 x 3 in nf4 with blocksize=1, and a vector of 7 with other_bytes=1"
+    )
 
 
 def test_bytes_arguments(submission):

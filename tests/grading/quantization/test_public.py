@@ -326,7 +326,7 @@ def expect_report(value: Any, tokens: list[int], first_token_s: float, tokens_pe
 def test_generate_example(submission):
     """The prompt is read once, then each new token alone, and the report has the figures of the example.
 
-    Hint: The speed counts the tokens after the first, and the time since the first.
+    Hint: step gets the prompt, then one token at a time with the cache that it gave last. The speed is that after the first.
     """
     model = ScriptedModel([7, 8, 9], prefill_s=2.0, decode_s=0.25)
     report = submission.generate(model.step, [5, 6], 3, None, model.clock)
@@ -347,17 +347,33 @@ def test_held_bytes_examples(submission):
 # --------------------------------------------------------------------------------------------------------- perplexity
 
 
+def expect_window(ids: Any, calls: list[Any]) -> None:
+    """`ids`, which a model was called with, must be tokens; they are added to `calls`, which must have an end."""
+    if type(ids) is not torch.Tensor or ids.dtype != torch.int64 or ids.ndim != 2 or len(ids) != 1:
+        fail("The model must be called with int64 tokens of shape [1, tokens].", value=ids)
+    calls.append(ids[0].tolist())
+    if len(calls) > 100:
+        fail("The model is called again and again. Does the loop end when all tokens are scored?")
+
+
 def test_perplexity_uniform(submission):
     """A model that finds all V tokens equally likely has perplexity V, and a sure and right one has 1.
 
     Hint: The logits at position i are about the token at position i + 1.
     """
+    calls: list[Any] = []
+
+    def guesses(ids: Any) -> torch.Tensor:
+        expect_window(ids, calls)
+        return torch.zeros(1, ids.shape[1], 50)
+
     ids = torch.arange(20) % 7
     for window in (5, 20, 100):
-        value = submission.perplexity(lambda ids: torch.zeros(1, ids.shape[1], 50), ids, window, 3)
+        value = submission.perplexity(guesses, ids, window, 3)
         expect_close(value, 50.0, f"Perplexity of a model that guesses among 50, window={window},", rel=1e-5)
 
-    def counts(ids: torch.Tensor) -> torch.Tensor:
+    def counts(ids: Any) -> torch.Tensor:
+        expect_window(ids, calls)
         return 100.0 * torch.nn.functional.one_hot((ids + 1) % 7, 7)
 
     expect_close(submission.perplexity(counts, ids, 5, 3), 1.0, "Perplexity of a model that is always right", rel=1e-5)
@@ -368,16 +384,14 @@ def test_perplexity_windows(submission):
 
     Hint: The last window is the first one that reaches the end of the text.
     """
-    calls = []
+    calls: list[Any] = []
 
-    def model(ids: torch.Tensor) -> torch.Tensor:
-        calls.append(ids.tolist() if isinstance(ids, torch.Tensor) else ids)
+    def model(ids: Any) -> torch.Tensor:
+        expect_window(ids, calls)
         return torch.zeros(1, ids.shape[1], 10)
 
     submission.perplexity(model, torch.arange(7), 4, 2)
-    expect_equal(
-        sorted(calls), [[[0, 1, 2, 3]], [[2, 3, 4, 5]], [[4, 5, 6]]], "The windows that the model was called with"
-    )
+    expect_equal(sorted(calls), [[0, 1, 2, 3], [2, 3, 4, 5], [4, 5, 6]], "The windows that the model was called with")
 
 
 # ---------------------------------------------------------------------------------------------------- quantized_bytes

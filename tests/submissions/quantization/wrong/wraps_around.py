@@ -1,6 +1,6 @@
 """Does not cut codes off below 0 and above 255.
 
-fails: test_zeropoint_examples test_zeropoint_nearest_code
+fails: test_zeropoint_nearest_code
 """
 
 
@@ -12,5 +12,5 @@ def zeropoint_uint8(x: torch.Tensor) -> tuple[torch.Tensor, float, int]:
     if low == high:
         return torch.zeros(x.shape, dtype=torch.uint8), 1.0, 0
     scale = (high - low) / 255
-    zero_point = math.ceil(-low / scale)
-    return (torch.floor(x / scale + 0.5) + zero_point).to(torch.uint8), scale, zero_point
+    zero_point = round(-low / scale)
+    return (torch.round(x / scale) + zero_point).to(torch.int32).to(torch.uint8), scale, zero_point
