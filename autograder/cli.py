@@ -181,18 +181,83 @@ def grade(
     sign: Annotated[
         Path | None, typer.Option("--sign", help="Sign the results with this key; `autograder keys new` makes one.")
     ] = None,
+    as_json: Annotated[
+        bool, typer.Option("--json", help="Print one JSON object (schemas/grades.schema.json); all else to stderr.")
+    ] = False,
     plain: Plain = False,
 ) -> None:
     """Grade everything under submitted/ and enter it into the gradebook. Does what is missing, nothing twice."""
+    said = Console(stderr=True, width=console.width) if as_json else console
     with _sentences():
         from autograder import run
 
         outcome = run.grade_course(
             name, course, students=student or [], force=force, isolation=isolation, enter=import_, workers=workers,
-            sign=sign, steps=Steps(console, plain=plain),
+            sign=sign, steps=Steps(said, plain=plain),
         )  # fmt: skip
-    run.print_grades(outcome, console)
+    run.print_grades(outcome, said)
+    if as_json:
+        from autograder import schema
+
+        print(schema.dump(schema.grades(outcome)))
     raise typer.Exit(outcome.code)
+
+
+@app.command()
+def regrade(
+    name: Annotated[str, typer.Argument(help="The assignment.")],
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Judge and show, but leave the gradebook as it is.")
+    ] = False,
+    course: Course = Path("."),
+    student: Annotated[list[str] | None, typer.Option("--student", help="Only this student; may be repeated.")] = None,
+    isolation: Annotated[
+        str | None, typer.Option("--isolation", help="Lowest level accepted; the course's by default.")
+    ] = None,
+    workers: Annotated[int, typer.Option("--workers", min=0, help="Submissions at once; 0 for one per core.")] = 0,
+    sign: Annotated[
+        Path | None, typer.Option("--sign", help="Sign the results with this key; `autograder keys new` makes one.")
+    ] = None,
+    plain: Plain = False,
+) -> None:
+    """Grade again after the suite was changed: who gets what instead, and why; what people decided stays."""
+    from autograder import regrade as regrading
+
+    with _sentences():
+        outcome = regrading.regrade(
+            name, course, console, dry_run=dry_run, students=student or [], isolation=isolation, workers=workers, sign=sign,
+            steps=Steps(console, plain=plain),
+        )  # fmt: skip
+    raise typer.Exit(outcome.code)
+
+
+@app.command()
+def explain(
+    target: Annotated[str, typer.Argument(metavar="RESULT|STUDENT", help="A stored result, or a student's name.")],
+    name: Annotated[str | None, typer.Argument(help="The assignment, after a student's name.")] = None,
+    course: Course = Path("."),
+) -> None:
+    """How a grade came about: check by check, with the rule that gave the points, to the gradebook's total."""
+    from autograder import explain as explaining
+
+    with _sentences():
+        found = explaining.explain_student(target, name, course) if name else explaining.explain_file(Path(target))
+    explaining.print_explanation(found, console)
+
+
+@app.command()
+def export(
+    name: Annotated[str, typer.Argument(help="The assignment.")],
+    format_: Annotated[str, typer.Option("--format", help="junit: findings, for CI servers and IDEs.")],
+    output: Annotated[Path, typer.Option("--output", "-o", help="The file to write.")],
+    course: Course = Path("."),
+) -> None:
+    """Write what was found to a file that other tools read."""
+    from autograder import export as exports
+
+    with _sentences():
+        said = exports.export_junit(name, course, output)
+    console.print(said, markup=False, highlight=False, soft_wrap=True)
 
 
 @app.command()

@@ -10,13 +10,35 @@ import math
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from enum import StrEnum
 
 from autograder.finding import Finding, Outcome
 from autograder.spec import Assignment, Check
 
-__all__ = ["Score", "TaskScore", "earned", "score"]
+__all__ = ["Decision", "Rule", "Score", "TaskScore", "decide", "earned", "score"]
 
 WITHHOLDING = frozenset({Outcome.SKIPPED, Outcome.INCONCLUSIVE, Outcome.REVIEW, Outcome.BROKEN})
+
+
+class Rule(StrEnum):
+    """The closed list of rules that give a check its points; `decide` applies one of them."""
+
+    PASSED = "a check that passed earns all its points"
+    SHARE = "a performance check that missed its threshold earns the share that its finding states"
+    FAILED = "a check that failed earns nothing"
+    BLOCKED = "a check that could not run, because something it needs had failed, earns nothing"
+    WAITS = "this outcome establishes nothing: it earns nothing, and withholds the grade so that it costs nothing"
+    MISSING = "points need exactly one finding; without, or with several, the grade is withheld"
+    IMPOSSIBLE = "a finding that contradicts itself or the suite earns nothing and withholds the grade"
+
+
+@dataclass(frozen=True)
+class Decision:
+    """What one check earns, by which rule, and why the grade must wait, if it must."""
+
+    points: float
+    rule: Rule
+    withheld: str | None = None
 
 
 @dataclass(frozen=True)
@@ -69,21 +91,31 @@ def score(assignment: Assignment, findings: Iterable[Finding], withheld: Iterabl
 
 def earned(check: Check, findings: Sequence[Finding]) -> tuple[float, str | None]:
     """The points of one check under all findings of it, and why the grade must wait, if it must."""
+    decision = decide(check, findings)
+    return decision.points, decision.withheld
+
+
+def decide(check: Check, findings: Sequence[Finding]) -> Decision:
+    """What one check earns under all findings of it. Total, like `score`, which adds these up."""
     if len(findings) != 1:
-        return 0.0, f"{check.name}: {len(findings) or 'no'} finding{'s' if findings else ''} instead of one"
+        count = f"{len(findings) or 'no'} finding{'s' if findings else ''}"
+        return Decision(0.0, Rule.MISSING, f"{check.name}: {count} instead of one")
     (finding,) = findings
     if finding.task != check.task:
-        return 0.0, f"{check.name}: a finding for task {finding.task!r} instead of {check.task!r}"
+        why = f"{check.name}: a finding for task {finding.task!r} instead of {check.task!r}"
+        return Decision(0.0, Rule.IMPOSSIBLE, why)
     if finding.outcome in WITHHOLDING:
-        return 0.0, f"{check.name}: {finding.outcome}" + (f" ({finding.message})" if finding.message else "")
+        why = f"{check.name}: {finding.outcome}" + (f" ({finding.message})" if finding.message else "")
+        return Decision(0.0, Rule.WAITS, why)
     if finding.outcome is Outcome.PASSED and finding.credit is None:
-        return float(check.points), None
+        return Decision(float(check.points), Rule.PASSED)
     if finding.credit is None:
-        return 0.0, None
+        return Decision(0.0, Rule.BLOCKED if finding.outcome is Outcome.BLOCKED else Rule.FAILED)
     partial = 0.0 <= finding.credit < 1.0  # not so for NaN; and what passed has all, what did not has less
     if not check.performance or finding.outcome is not Outcome.FAILED or not partial:
-        return 0.0, f"{check.name}: {finding.outcome} with a credit of {finding.credit!r}, which cannot be"
-    return check.points * finding.credit, None
+        why = f"{check.name}: {finding.outcome} with a credit of {finding.credit!r}, which cannot be"
+        return Decision(0.0, Rule.IMPOSSIBLE, why)
+    return Decision(check.points * finding.credit, Rule.SHARE)
 
 
 def outcome_counts(findings: Iterable[Finding]) -> Counter[Outcome]:

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import json
 import logging
+import math
 import re
 import shlex
 from collections.abc import Callable, Iterable, Iterator
@@ -13,6 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from nbgrader.api import Gradebook, MissingEntry
+from nbgrader.preprocessors import AssignLatePenalties
 from nbgrader.utils import parse_utc
 from sqlalchemy import text as sql
 from sqlalchemy.exc import SQLAlchemyError
@@ -25,7 +28,7 @@ from autograder.results import Result
 if TYPE_CHECKING:
     from autograder.signing import PublicKey
 
-__all__ = ["Entered", "Recorded", "enter", "recorded"]
+__all__ = ["Entered", "Recorded", "RecordedTask", "enter", "forecast", "maxima", "recorded", "shown"]
 
 CELL = "check_"
 """Prefix of the grade cells' ids; the rest is the task."""
@@ -34,15 +37,45 @@ logging.getLogger("tornado.application").addHandler(logging.NullHandler())
 
 
 @dataclass(frozen=True)
-class Recorded:
-    """What the gradebook says about one submission. `points` has the automatic points of each task."""
+class RecordedTask:
+    """What the gradebook says about one task. A manual score counts in place of the automatic one."""
 
-    points: dict[str, float | None]
+    automatic: float | None
+    manual: float | None
+    extra_credit: float | None
+    max_points: float
+    needs_review: bool
+    """nbgrader asks for a person to look at it."""
+
+    @property
+    def points(self) -> float:
+        """Without late penalty. As nbgrader has it: no extra credit where there is no score at all."""
+        scored = self.automatic if self.manual is None else self.manual
+        return 0.0 if scored is None else scored + (self.extra_credit or 0.0)
+
+
+UNSCORED = RecordedTask(None, None, None, 0.0, needs_review=False)
+
+
+@dataclass(frozen=True)
+class Recorded:
+    """What the gradebook says about one submission."""
+
+    tasks: dict[str, RecordedTask]
     total: float
+    """With manual scores, extra credit and late penalty; never below 0, as in nbgrader's own export."""
     max_total: float
     late_penalty: float
-    manual: bool
-    """A person has overridden a score."""
+
+    @property
+    def points(self) -> dict[str, float | None]:
+        """The automatic points of each task."""
+        return {name: task.automatic for name, task in self.tasks.items()}
+
+    @property
+    def manual(self) -> bool:
+        """Whether a person has overridden a score."""
+        return any(task.manual is not None for task in self.tasks.values())
 
 
 @dataclass(frozen=True)
@@ -99,13 +132,20 @@ def _recorded(folder: Path, name: str) -> dict[str, Recorded]:
             if all(grade.auto_score is None and grade.manual_score is None for grade in grades):
                 continue  # nbgrader notes a submission before it knows whether there is a score
             found[submission.student.id] = Recorded(
-                points={
-                    grade.name.removeprefix(CELL): grade.auto_score for grade in grades if grade.name.startswith(CELL)
+                tasks={
+                    grade.name.removeprefix(CELL): RecordedTask(
+                        automatic=grade.auto_score,
+                        manual=grade.manual_score,
+                        extra_credit=grade.extra_credit,
+                        max_points=grade.max_score,
+                        needs_review=grade.needs_manual_grade,
+                    )
+                    for grade in grades
+                    if grade.name.startswith(CELL)
                 },
-                total=submission.score - submission.late_submission_penalty,
+                total=max(0.0, submission.score - submission.late_submission_penalty),
                 max_total=submission.max_score,
                 late_penalty=submission.late_submission_penalty,
-                manual=any(grade.manual_score is not None for grade in grades),
             )
         return found
 
@@ -119,11 +159,13 @@ def enter(
     *,
     signer: PublicKey | None = None,
     force: bool = False,
+    keep_reviews: bool = False,
 ) -> None:
     """Run nbgrader's own autograde for every grade that the gradebook does not hold yet.
 
     `done` gets each in turn and says whether to go on. Withheld grades, those made below the level `isolation` and those
     not signed by `signer` (or by the course's own key) are not entered. An interrupted run leaves whole students only.
+    nbgrader asks for a review of every manual score whenever it grades; with `keep_reviews` it asks as it did before.
     Raises `CourseError` when the gradebook takes nothing.
     """
     api = course.api(folder, isolation, signer)
@@ -145,9 +187,73 @@ def enter(
             )
             if problem:
                 _try_writing(folder)  # else every other student would wait for the same
+            elif keep_reviews and each.student in state:
+                _keep_reviews(folder, name, state[each.student], each.student)
             entered = Entered(each.student, fresh=True, problem=problem)
         if not done(entered):
             break
+
+
+def _keep_reviews(folder: Path, name: str, before: Recorded, student: str) -> None:
+    """Give manual scores the mark for review that they had."""
+    with _usable(folder), build.quiet_nbgrader(), Gradebook(_db_url(folder)) as book:
+        for task, was in before.tasks.items():
+            if was.manual is not None:
+                with contextlib.suppress(MissingEntry):
+                    book.find_grade(f"{CELL}{task}", name, name, student).needs_manual_grade = was.needs_review
+        book.db.commit()
+
+
+def maxima(folder: Path, name: str) -> dict[str, float]:
+    """What each task is worth in the gradebook; nothing if it does not know the assignment. Raises `CourseError`."""
+    with _usable(folder), build.quiet_nbgrader(), Gradebook(_db_url(folder)) as book:
+        try:
+            cells = [cell for notebook in book.find_assignment(name).notebooks for cell in notebook.grade_cells]
+        except MissingEntry:
+            return {}
+        return {cell.name.removeprefix(CELL): cell.max_score for cell in cells if cell.name.startswith(CELL)}
+
+
+def forecast(folder: Path, name: str, graded: Iterable[Graded]) -> dict[str, float]:
+    """The totals that the gradebook would have if `graded` were entered, by student; withheld grades are left out.
+
+    Manual scores and extra credit count as they stand there; the course's own plug-in is asked for late penalties.
+    Raises `CourseError`.
+    """
+    state = recorded(folder, name)
+    late = AssignLatePenalties(config=course.load_config(folder))
+    late.init_plugin()
+    found = {}
+    with _usable(folder), build.quiet_nbgrader(), Gradebook(_db_url(folder)) as book:
+        for each in graded:
+            if each.score is None or each.score.withheld:
+                continue
+            before = state.get(each.student)
+            tasks = before.tasks if before else {}
+            points = math.fsum(
+                dataclasses.replace(tasks.get(task.task, UNSCORED), automatic=task.points).points
+                for task in each.score.tasks
+            )
+            seconds = _seconds_late(book, folder / "submitted" / each.student / name, name, each.student)
+            penalty = late.plugin_inst.late_submission_penalty(each.student, points, seconds) if seconds > 0 else None
+            found[each.student] = max(0.0, points - min(max(penalty or 0.0, 0.0), points))
+    return found
+
+
+def _seconds_late(book: Gradebook, submitted: Path, name: str, student: str) -> float:
+    """How late nbgrader takes what lies in `submitted` to be."""
+    try:
+        submission = book.find_submission(name, student)
+        due, at = submission.duedate if submission.assignment.duedate else None, submission.timestamp
+    except MissingEntry:
+        try:
+            due, at = book.find_assignment(name).duedate, None
+        except MissingEntry:
+            return 0.0
+    if said := (_timestamp(submitted) or b"").strip():
+        with contextlib.suppress(ValueError, OverflowError):  # `_obstacle` tells of it
+            at = parse_utc(said.decode())
+    return max(0.0, (at - due).total_seconds()) if at and due else 0.0
 
 
 def _obstacle(submitted: Path, name: str) -> str:
@@ -175,19 +281,29 @@ def _holds(folder: Path, name: str, result: Result, scored: Score, state: Record
     """Whether the gradebook and the autograded copy show this very result, for the submission as it was collected last."""
     if state is None or state.points != {task.task: task.points for task in scored.tasks}:
         return False
-    autograded = folder / "autograded" / result.student / name
-    try:
-        notebook = json.loads((autograded / f"{name}.ipynb").read_bytes())
-        known = notebook["metadata"]["autograder"]["result"]
-        outputs = [output for cell in notebook["cells"] for output in cell.get("outputs", ())]
-        shown = {"".join(output["data"]["text/html"]) for output in outputs}
-    except (OSError, ValueError, KeyError, TypeError, AttributeError):
-        return False
-    if known != results.key(result.submission_hash, result.suite_hash, result.tier):
+    known, shown = _autograded(folder, name, result.student)
+    if known != results.key_of(result):
         return False
     if shown != {feedback.task_html(result, task) for task in scored.tasks}:
         return False  # of another run of the same submission: what came after that was interrupted
-    return _timestamp(autograded) == _timestamp(folder / "submitted" / result.student / name)
+    times = [_timestamp(folder / place / result.student / name) for place in ("autograded", "submitted")]
+    return times[0] == times[1]
+
+
+def shown(folder: Path, name: str, student: str) -> str | None:
+    """The name (`results.key`) of the result that the autograded copy of a submission shows; `None` if there is none."""
+    return _autograded(folder, name, student)[0]
+
+
+def _autograded(folder: Path, name: str, student: str) -> tuple[str | None, set[str]]:
+    """The result that an autograded copy names, and the findings that it shows."""
+    try:
+        notebook = json.loads((folder / "autograded" / student / name / f"{name}.ipynb").read_bytes())
+        known = notebook["metadata"]["autograder"]["result"]
+        outputs = [output for cell in notebook["cells"] for output in cell.get("outputs", ())]
+        return str(known), {"".join(output["data"]["text/html"]) for output in outputs}
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        return None, set()
 
 
 def _timestamp(folder: Path) -> bytes | None:

@@ -357,6 +357,7 @@ class Grader:
             times={name: round(value, 5) for name, value in said.times.items()} | {"tries": attempt.number},
             withheld=job.submission.review,
             remarks=job.submission.remarks,
+            spec=self.suite.assignment,
             findings=said.findings,
         )
         results.save(result_file(self.suite, self.folder, job, self.tier), result, self.signing_key)

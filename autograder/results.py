@@ -27,12 +27,13 @@ from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
 
 from autograder.errors import AutograderError
 from autograder.finding import Finding
+from autograder.spec import Assignment, SpecError
 from autograder.submission import Submission
 
 if TYPE_CHECKING:
     from autograder.signing import PublicKey, SigningKey
 
-__all__ = ["Refused", "Result", "StoreError", "keep", "kept", "key", "load", "save", "set_aside"]
+__all__ = ["Refused", "Result", "StoreError", "keep", "kept", "key", "key_of", "load", "save", "set_aside"]
 __all__ += ["Verified", "verify"]
 
 PREFIX = ".writing-"
@@ -72,8 +73,8 @@ class Result(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    schema_version: Literal[2] = 2
-    """Version 1 had neither digest nor copy."""
+    schema_version: Literal[3] = 3
+    """Version 1 had neither digest nor copy, version 2 no spec."""
     assignment: str
     student: str
     source: str
@@ -95,12 +96,19 @@ class Result(BaseModel):
     withheld: tuple[str, ...]
     """Reasons that concern the whole submission."""
     remarks: tuple[str, ...]
+    spec: Assignment
+    """Points and thresholds as they were then: the suite's own may be others when the grade is questioned."""
     findings: tuple[Finding, ...]
 
 
 def key(submission_hash: str, suite_hash: str, tier: str) -> str:
     """Name of the result of a submission under a suite on a kind of machine."""
     return hashlib.sha256(f"{submission_hash}\n{suite_hash}\n{tier}".encode()).hexdigest()[:32]
+
+
+def key_of(result: Result) -> str:
+    """Name of the result, by its content."""
+    return key(result.submission_hash, result.suite_hash, result.tier)
 
 
 def path(folder: Path, assignment: str, student: str, name: str) -> Path:
@@ -135,7 +143,9 @@ def load(file: Path, signer: PublicKey | None = None, *, at_home: bool = False) 
         result = Result.model_validate_json(body + b"}")
     except ValidationError as error:
         raise _changed(file, f"was written by another version of the autograder: {error.errors()[0]['msg']}") from None
-    where = (result.assignment, result.student, key(result.submission_hash, result.suite_hash, result.tier))
+    except SpecError as error:
+        raise _changed(file, f"contradicts itself: {error}") from None
+    where = (result.assignment, result.student, key_of(result))
     if at_home and where != (file.parent.parent.name, file.parent.name, file.stem):
         raise _changed(file, f"was put there by hand: its content is that of {result.student}, {result.assignment}")
     return result

@@ -9,7 +9,7 @@ import os
 import random
 import secrets
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -41,6 +41,7 @@ class CourseRun:
 
     name: str
     tasks: tuple[str, ...]
+    max_points: int
     graded: tuple[Graded, ...]
     entered: dict[str, Entered]
     book: dict[str, Recorded]
@@ -74,9 +75,11 @@ def grade_course(
     workers: int,
     steps: Steps,
     sign: Path | None = None,
+    agree: Callable[[Sequence[Graded]], bool] | None = None,
 ) -> CourseRun:
     """Grade the submissions for `name` in the course around `start`, and sign the results with the key in the file `sign`.
 
+    `agree` is shown what was found and says whether to enter it, for regrading: then nbgrader's marks for review stay too.
     Raises what its parts raise.
     """
     from autograder import course, gradebook
@@ -143,7 +146,7 @@ def grade_course(
                 stopped = grader.stopping
         finished = [graded[job.student] for job in jobs if job.student in graded]
         due = [each for each in finished if each.status == "graded"]
-        if enter and not stopped:
+        if enter and not stopped and (agree is None or agree(finished)):
 
             def stop() -> None:
                 nonlocal stopped
@@ -162,10 +165,13 @@ def grade_course(
                     progress.advance(f"{each.student}: {each.problem or ('entered' if each.fresh else 'as it was')}")
                     return not stopped
 
-                gradebook.enter(folder, name, due, word, entered_one, signer=signer, force=force)
+                gradebook.enter(
+                    folder, name, due, word, entered_one, signer=signer, force=force, keep_reviews=agree is not None
+                )
     return CourseRun(
         name=name,
         tasks=tuple(task.name for task in loaded.assignment),
+        max_points=loaded.assignment.points,
         graded=tuple(finished),
         entered=entered,
         book=gradebook.recorded(folder, name) if enter else {},

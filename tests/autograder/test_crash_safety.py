@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import ast
 import contextlib
-import importlib.util
 import json
 import os
 import signal
@@ -19,7 +18,7 @@ import sys
 from collections import Counter
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import pytest
 
@@ -30,18 +29,6 @@ if TYPE_CHECKING:
 
 KILLS = Path(__file__).parent.parent / "benchmarks" / "kills.py"
 WRONG = "def double(n): return 0"
-
-
-@pytest.fixture(scope="session")
-def rows() -> Callable[[Course], Counter[str]]:
-    """A function that gives all rows of a gradebook, as the benchmark compares them."""
-    spec = importlib.util.spec_from_file_location("kills", KILLS)
-    assert spec
-    assert spec.loader
-    kills: Any = importlib.util.module_from_spec(spec)
-    sys.modules["kills"] = kills  # dataclasses look for their module there
-    spec.loader.exec_module(kills)
-    return lambda course: kills.state(course.root, course.name).book
 
 
 # ------------------------------------------------------------------------------------------------------------- kills

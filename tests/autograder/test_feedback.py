@@ -77,6 +77,7 @@ def result(findings: list[Finding], **fields: Any) -> Result:
         "seconds": 1,
         "withheld": [],
         "remarks": [],
+        "spec": ASSIGNMENT,
         "findings": findings,
     }
     return Result.model_validate(known | fields)

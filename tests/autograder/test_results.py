@@ -43,6 +43,7 @@ SAMPLE: dict[str, Any] = {
     "seconds": 1.5,
     "withheld": [],
     "remarks": [],
+    "spec": {"name": "sample", "title": "Sample", "tasks": []},
     "findings": [],
 }
 MAKE = f"""
@@ -201,7 +202,7 @@ class TestDamage:
         with pytest.raises(Refused, match="Permission denied"):
             results.load(tmp_path / "x.json")
 
-    @pytest.mark.parametrize("where", [(), ("isolation",), ("findings", 0)])
+    @pytest.mark.parametrize("where", [(), ("isolation",), ("spec",), ("findings", 0)])
     def test_the_schema_rejects_unknown_fields(self, where: tuple[Any, ...]) -> None:
         """A field that this version does not know, at any level, makes the whole file foreign."""
         data = json.loads(sample(findings=[finding()]).model_dump_json())
@@ -215,7 +216,7 @@ class TestDamage:
 
     def test_another_version_of_the_schema_is_foreign(self) -> None:
         """A result of a later framework is not half understood."""
-        for version in (1, 3):
+        for version in (1, 2, 4):
             with pytest.raises(ValidationError):
                 sample(schema_version=version)
         assert Result.model_json_schema()["additionalProperties"] is False

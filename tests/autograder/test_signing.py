@@ -43,7 +43,8 @@ def sample(**fields: Any) -> Result:
         "submission_copy": "c" * 64, "suite_hash": "b" * 64, "release": "1", "framework": "0", "tier": "cpu", "seed": 7,
         "isolation": {"name": "namespaces", "level": 3, "walls": ["pid"], "refused": []},
         "machine": {"cpu": "a cpu", "packages": {"torch": "2"}}, "models": {"m": "d" * 64}, "seconds": 1.5,
-        "withheld": ["a reason"], "remarks": ["a remark"], "findings": [Finding.model_validate(found)],
+        "withheld": ["a reason"], "remarks": ["a remark"], "spec": {"name": "sample", "title": "Sample", "tasks": []},
+        "findings": [Finding.model_validate(found)],
     }  # fmt: skip
     return Result.model_validate(known | fields)
 
