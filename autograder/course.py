@@ -46,7 +46,7 @@ def configure(config: Any, isolation: str = "sandbox", public_key: str = "") -> 
 
     With a `public_key` only results that are signed with its private key are entered into the gradebook.
     """
-    from autograder import intake, preprocessors
+    from autograder import feedback_export, intake, preprocessors
 
     config.EnterResults.isolation = isolation
     config.EnterResults.public_key = public_key
@@ -54,6 +54,7 @@ def configure(config: Any, isolation: str = "sandbox", public_key: str = "") -> 
     config.Autograde.pre_convert_hook = intake.set_aside
     config.Autograde.sanitize_preprocessors = preprocessors.SANITIZE
     config.Autograde.autograde_preprocessors = preprocessors.AUTOGRADE
+    config.GenerateFeedback.exporter_class = feedback_export.StudentPageExporter
 
 
 def init(

@@ -43,6 +43,7 @@ class Row:
     details: tuple[tuple[str, str], ...]
     untried: bool = False
     """The student has not begun: there is a stub."""
+    check: str = ""
 
 
 def points_text(points: float) -> str:
@@ -70,6 +71,7 @@ def rows(assignment: Assignment, findings: Iterable[Finding], task: str | None =
                 finding.sentence,
                 tuple(_details(finding, bool(finding.measurements) and not check.performance)),
                 _untried(finding),
+                check.name,
             )
         )
     return sorted(made, key=lambda row: row.outcome is Outcome.PASSED)

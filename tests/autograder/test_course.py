@@ -179,6 +179,18 @@ def test_students_get_our_findings_and_no_secrets_as_feedback(class_: Class) -> 
     assert hidden_failures > 3
 
 
+def test_no_page_is_made_from_a_result_that_is_gone_or_changed(class_: Class, tmp_path: Path) -> None:
+    """nbgrader names the students and why; the others get their pages."""
+    course = class_.course.copy(tmp_path / "own")
+    gone, changed = (course.results(student)[0] for student in "ab")
+    gone.unlink()
+    changed.write_bytes(changed.read_bytes().replace(b"FAILED", b"PASSED", 1) + b" ")
+    said = " ".join(course.nbgrader("generate_feedback", NAME, "--force", code=1).said.split())
+    assert f"The result that a's notebook for {NAME} was graded from is not there. Grade again" in said
+    assert f"The result of b ({changed.name}) was changed after it was written" in said
+    assert {path.parent.parent.name for path in (course.root / "feedback").rglob("*.html")} == {"c", "d"}
+
+
 def test_export_has_the_scores(class_: Class, tmp_path: Path) -> None:
     """`nbgrader export` writes the same scores into its CSV file."""
     class_.course.nbgrader("export", "--to", str(tmp_path / "grades.csv"))

@@ -22,7 +22,7 @@ def test_the_demo_gives_every_student_the_right_grade_and_a_page(tmp_path: Path)
         pages = list((tmp_path / "demo" / "home" / student).rglob("*.html"))
         assert len(pages) == 1, student
         assert str(pages[0]) in said
-        assert pages[0].read_text(encoding="utf-8").count('class="autograder"') == 5
+        assert pages[0].read_text(encoding="utf-8").count('<tr class="task">') == 5
     kinds = re.findall(r"^\w+ \((\w+)/\w+\): ", said, re.MULTILINE)
     assert [kinds.count(kind) for kind in ("right", "wrong", "hostile")] == [3, 4, 1]
 
