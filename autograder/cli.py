@@ -261,6 +261,25 @@ def export(
 
 
 @app.command()
+def report(
+    name: Annotated[str, typer.Argument(help="The assignment.")],
+    course: Course = Path("."),
+    plain: Plain = False,
+) -> None:
+    """Write the class page, its figures as CSV, and every student's page: reports/NAME/."""
+    with _sentences():
+        from autograder import report as reports
+
+        written = reports.write(name, course, Steps(console, plain=plain))
+    console.print(f"{written.page}", highlight=False, soft_wrap=True, markup=False)
+    console.print(
+        f"{written.submissions} submissions, {written.graded} graded, {written.open} open. "
+        "It names students and shows what hidden checks met: keep it to yourself.",
+        highlight=False,
+    )
+
+
+@app.command()
 def verify(
     name: Annotated[str, typer.Argument(help="The assignment.")],
     course: Course = Path("."),

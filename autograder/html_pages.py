@@ -18,11 +18,12 @@ from typing import Any
 import jinja2
 from markupsafe import Markup
 
+from autograder.class_page import ClassPage, SpeedFigures
 from autograder.feedback import CONTROL, MARKS, points_text
 from autograder.finding import Outcome
 from autograder.student_page import Speed, StudentPage
 
-__all__ = ["MOST_BYTES", "student_html"]
+__all__ = ["MOST_BYTES", "class_html", "student_html"]
 
 MOST_BYTES = 1_000_000
 LIMITS = (4000, 1000, 300, 100)
@@ -36,6 +37,24 @@ SHORTENED = " […]"
 def student_html(page: StudentPage) -> str:
     """The page as one HTML file of at most `MOST_BYTES`."""
     return _fitting("student.html", scripted=False, page=page, plot=_speed_plot)
+
+
+def class_html(page: ClassPage, csv: str) -> str:
+    """The instructor's page as one HTML file; `csv` is the name of the file beside it. As large as the class needs."""
+
+    def grades(label: str) -> Markup:
+        from autograder import plots
+
+        return Markup(plots.grades(label, "grades", page.grades, page.assignment.points))  # noqa: S704  # as below
+
+    def speeds(figures: SpeedFigures, number_on_page: int, label: str) -> Markup:
+        from autograder import plots
+
+        made = plots.ratios(label, f"speeds-{number_on_page}", figures.ratios, figures.asked)
+        return Markup(made)  # noqa: S704  # as below
+
+    values = {"scripted": True, "page": page, "csv": csv, "grades_plot": grades, "speed_plot": speeds}
+    return _render("class.html", LIMITS[1], **values)
 
 
 def _fitting(template: str, **values: Any) -> str:
@@ -162,6 +181,11 @@ def _environment() -> jinja2.Environment:
         lstrip_blocks=True,
         undefined=jinja2.StrictUndefined,
     )
-    made.filters |= {"points": points_text, "markdown": markdown, "number": number, "duration": duration}
+    made.filters |= {
+        "points": lambda points: points_text(round(points, 2)),
+        "markdown": markdown,
+        "number": number,
+        "duration": duration,
+    }
     made.globals |= {"marks": MARKS, "Outcome": Outcome}
     return made

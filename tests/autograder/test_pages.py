@@ -18,7 +18,8 @@ import platformdirs
 import pytest
 from websockets.sync.client import connect
 
-from autograder import corpus, html_pages
+from autograder import corpus, grade, html_pages
+from autograder.class_page import Submitted, class_page
 from autograder.feedback_export import cells
 from autograder.finding import NOT_IMPLEMENTED, Finding, Outcome
 from autograder.results import Result
@@ -155,6 +156,35 @@ STUDENT_PAGES = {
 }
 
 
+def class_of(students: int) -> list[Submitted]:
+    """A class: every outcome comes up, somebody's name is hostile, one was not graded."""
+    submitted = []
+    outcomes = [Outcome.PASSED] * 5 + [Outcome.FAILED] * 2 + [Outcome.BLOCKED]
+    special = {3: Outcome.REVIEW, 5: Outcome.INCONCLUSIVE, 8: Outcome.BROKEN, 13: Outcome.SKIPPED}
+    for number in range(students):
+        findings = [
+            finding(check, outcomes[(number * 7 + place * (number % 5)) % len(outcomes)], message=f"No {number % 4}.")
+            for place, check in enumerate(ASSIGNMENT.checks)
+            if not check.performance
+        ]
+        if number in special:
+            findings[0] = finding(ASSIGNMENT.checks[0], special[number])
+        ratio = 0.1 + 0.02 * (number % 37)
+        findings.append(speed(Outcome.PASSED, ratio) if ratio >= 0.25 else speed(Outcome.FAILED, ratio, credit=0.4))
+        student = MARKUP if number == 1 else f"student {number:04d}"
+        made = result(findings, student=student, seconds=1 + number / 100)
+        file, page = f"results/kv_cache/{student}/0.json", f"students/{number}.html"
+        submitted.append(Submitted(student, made, "", float(number % 41) if number % 2 else None, file, page))
+    return [*submitted, Submitted("'; rm -rf /", None, f"There is no kv_cache.ipynb. {MARKUP}")]
+
+
+def class_html(students: int = 30) -> str:
+    return html_pages.class_html(class_page(ASSIGNMENT, class_of(students)), "grades.csv")
+
+
+PAGES = STUDENT_PAGES | {"class": class_html}
+
+
 # ------------------------------------------------------------------------------------------------ without a browser
 
 
@@ -174,7 +204,7 @@ def test_a_page_is_one_file_that_allows_nothing_but_its_own_style() -> None:
 
 def test_every_link_of_a_page_leads_somewhere_and_no_id_stands_twice() -> None:
     """Links to the handout and references of ARIA have their targets."""
-    for make in STUDENT_PAGES.values():
+    for make in PAGES.values():
         page = make()
         ids = re.findall(r'\sid="([^"]+)"', page)
         assert len(ids) == len(set(ids))
@@ -232,6 +262,71 @@ def test_no_submission_makes_a_page_too_large(text: str) -> None:
 def test_equal_results_give_equal_pages() -> None:
     """A page is a function of what it shows: made again, not one byte differs."""
     assert half_marks() == half_marks()
+
+
+# ------------------------------------------------------------------------------------------------ the class
+
+
+def test_the_class_page_allows_one_script_and_no_other() -> None:
+    """Its policy names style sheet and script by hash; names and texts of submissions are no markup."""
+    page = class_html()
+    assert re.search(r"default-src 'none'; style-src 'sha256-[^']+'; script-src 'sha256-[^']+'; base-uri", page)
+    assert page.count("<script>") == 1
+    assert not re.findall(r"<[^>]*\s(?:style|on\w+)=", re.sub(r"<script>.*?</script>", "", page, flags=re.S))
+    assert "<img" not in page
+
+
+def test_figures_are_those_of_the_findings() -> None:
+    """Grades, means and pass rates are counted here a second time, from the findings alone."""
+    submitted = class_of(30)
+    page = class_page(ASSIGNMENT, submitted)
+    by_student = {each.student: each.result for each in submitted if each.result}
+    for row in page.rows:
+        found = by_student.get(row.submitted.student)
+        assert row.total == (
+            grade.score(ASSIGNMENT, found.findings).points if found and row.state == "graded" else None
+        )
+    assert page.grades == tuple(sorted(row.total for row in page.rows if row.total is not None))
+    assert page.summary[0] <= page.summary[1] <= page.summary[2] <= page.summary[4] <= page.summary[5]
+    for task in page.tasks:
+        for figures in task.checks:
+            found_ones = [
+                each for found in by_student.values() for each in found.findings if each.check == figures.check.name
+            ]
+            passed = sum(each.outcome is Outcome.PASSED for each in found_ones)
+            judged_ones = sum(each.outcome in (Outcome.PASSED, Outcome.FAILED, Outcome.BLOCKED) for each in found_ones)
+            assert figures.passed == passed / judged_ones
+            assert figures.open == len(found_ones) - judged_ones
+            assert [count for _, count in figures.texts] == sorted((count for _, count in figures.texts), reverse=True)
+    assert len(page.speeds[0].ratios) == 30
+
+
+def test_who_has_no_grade_is_told_with_a_command() -> None:
+    """A machine is asked again, a person is shown what to look at, and no name is more than a word for the shell."""
+    page = class_page(ASSIGNMENT, class_of(30))
+    commands = {each.student: (each.state, each.command) for each in page.open}
+    again = "autograder grade kv_cache --student"
+    assert commands == {
+        "student 0003": ("REVIEW", "autograder replay 'results/kv_cache/student 0003/0.json'"),
+        "student 0005": ("INCONCLUSIVE", f"{again} 'student 0005'"),
+        "student 0008": ("BROKEN", f"{again} 'student 0008'"),
+        "student 0013": ("SKIPPED", f"{again} 'student 0013'"),
+        "'; rm -rf /": ("not graded", again + " ''\"'\"'; rm -rf /'"),
+    }
+    assert {each.student for each in page.open} == {row.submitted.student for row in page.rows if row.total is None}
+
+
+def test_a_class_of_nobody_graded_has_a_page() -> None:
+    """No grade, no speed, no machine: nothing is divided by zero."""
+    page = class_page(ASSIGNMENT, [Submitted("ada", None, "No result is stored.")])
+    assert page.summary == ()
+    assert "No result is stored." in html_pages.class_html(page, "grades.csv")
+
+
+def test_a_class_of_a_thousand_has_a_page_of_moderate_size() -> None:
+    """The page grows by the lines of its table only: well below a kilobyte for each student."""
+    small, large = (len(class_html(students)) for students in (30, 1000))
+    assert (large - small) / 970 < 700
 
 
 # ------------------------------------------------------------------------------------------------ a browser
@@ -342,7 +437,7 @@ def axe(tmp_path_factory: pytest.TempPathFactory) -> str:
 def files(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     """Every kind of page, as a file; and one on which the hostile texts would work."""
     folder = tmp_path_factory.mktemp("pages")
-    made = {name: make() for name, make in STUDENT_PAGES.items()}
+    made = {name: make() for name, make in PAGES.items()}
     made["control"] = f"<!doctype html><html><body>{MARKUP}</body></html>"
     for name, text in made.items():
         (folder / f"{name}.html").write_text(text, encoding="utf-8")
@@ -356,7 +451,7 @@ AXE_RUN = """(async () => {
 })()"""
 
 
-@pytest.mark.parametrize("name", STUDENT_PAGES)
+@pytest.mark.parametrize("name", PAGES)
 def test_axe_finds_nothing(browser: Browser, axe: str, files: dict[str, Path], name: str) -> None:
     """No violation of any of axe-core's rules, on a phone in dark colours and on a desktop in light ones."""
     for width, dark in ((PHONE, True), (DESKTOP, False)):
@@ -372,7 +467,7 @@ def test_axe_would_find_something(browser: Browser, axe: str, files: dict[str, P
     assert "html-has-lang" in str(browser.run(AXE_RUN))
 
 
-@pytest.mark.parametrize("name", STUDENT_PAGES)
+@pytest.mark.parametrize("name", PAGES)
 def test_a_page_fits_a_phone_and_asks_for_nothing(browser: Browser, files: dict[str, Path], name: str) -> None:
     """Nothing sticks out at the side, nothing is fetched, and the policy had nothing to refuse."""
     browser.open(files[name], PHONE)
@@ -383,12 +478,30 @@ def test_a_page_fits_a_phone_and_asks_for_nothing(browser: Browser, files: dict[
     assert browser.said("Log.entryAdded") == []
 
 
-@pytest.mark.parametrize("name", ["control", "hostile"])
+@pytest.mark.parametrize("name", ["control", "hostile", "class"])
 def test_nothing_of_a_submission_runs(browser: Browser, files: dict[str, Path], name: str) -> None:
     """A hostile submission's page has no mark of its scripts; the control shows that they would leave one."""
     browser.open(files[name])
     browser.run("new Promise(done => setTimeout(done, 100))")
     assert browser.run(f"document.documentElement.hasAttribute('data-{MARK}')") == (name == "control")
+
+
+def test_the_table_is_sorted_by_keyboard(browser: Browser, files: dict[str, Path]) -> None:
+    """Enter on a column's name sorts, again turns it round; what has no value stays last; the state is told to readers."""
+    browser.open(files["class"])
+    column = "[...document.querySelectorAll('table.sortable tbody tr')].map(row => row.cells[2].textContent)"
+    for direction, factor in (("ascending", 1), ("descending", -1)):
+        browser.run("document.querySelectorAll('button.sort')[2].focus()")
+        for kind in ("keyDown", "keyUp"):
+            browser.call(
+                "Input.dispatchKeyEvent", type=kind, key="Enter", code="Enter", text="\r", windowsVirtualKeyCode=13
+            )
+        shown = browser.run(column)
+        values = [float(text) for text in shown if text != "–"]
+        assert values == sorted(values, key=lambda value: factor * value)
+        assert shown[len(values) :] == ["–"] * 5
+        assert browser.run("document.querySelectorAll('table.sortable th[aria-sort]').length") == 1
+        assert browser.run("document.querySelectorAll('button.sort')[2].parentElement.ariaSort") == direction
 
 
 def test_links_to_the_handout_open_its_section(browser: Browser, files: dict[str, Path]) -> None:
