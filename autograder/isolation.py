@@ -17,6 +17,8 @@ from pathlib import Path
 from types import TracebackType
 from typing import IO, Protocol, Self
 
+from gpu_env.vllm_engine import ENVIRONMENT
+
 __all__ = [
     "GONE_S",
     "LEVELS",
@@ -287,5 +289,6 @@ def worker_environment(home: str) -> dict[str, str]:
         | {"HOME": home, "TMPDIR": home, "TEMP": home, "TMP": home, "USERPROFILE": home}
         | {"USER": "student", "LOGNAME": "student"}
         | {"TOKENIZERS_PARALLELISM": "false", "LANG": "C.UTF-8", "PYTHONUTF8": "1"}
+        | ENVIRONMENT
         | {"PYTHONHASHSEED": "0"}  # sets of strings come in the same order every time: a result can be replayed
     )

@@ -20,7 +20,7 @@ from autograder.spec import Assignment
 from autograder.submission import Submission
 from autograder.timed import Timed
 
-__all__ = ["SuiteError", "judge", "rehearse"]
+__all__ = ["SuiteError", "judge", "limits_of", "rehearse"]
 
 OPTIONS = (
     "--assert=plain", "--noconftest", "--capture=no", "--import-mode=prepend",
@@ -58,7 +58,7 @@ def judge(
     broken; a check that is broken gives a finding. Changes this process (pytest imports the suite), so run it in a fork or a
     process of its own.
     """
-    limits = limits or Limits(cpu_s=assignment.cpu_s, memory_bytes=assignment.memory_bytes)
+    limits = limits or limits_of(assignment)
     blame = blame or Blame()
     cells = submission.module(manifest)
     running = RunningSubmission(cells, sandbox, limits, call_s=assignment.call_s, blame=blame)
@@ -80,6 +80,11 @@ def judge(
             f"The suite of {assignment.name} cannot be run (pytest: {code!r}). " + "\n".join(plugin.errors)
         )
     return plugin.findings
+
+
+def limits_of(assignment: Assignment) -> Limits:
+    """What each worker of the assignment may use."""
+    return Limits(cpu_s=assignment.cpu_s, memory_bytes=assignment.memory_bytes, processes=assignment.processes)
 
 
 def rehearse(assignment: Assignment, files: Sequence[Path], manifest: Manifest, sandbox: Sandbox) -> None:

@@ -398,8 +398,9 @@ def _corpus_entries(
 def sandbox_for(loaded: suite.Suite, minimum: int) -> Iterator[Sandbox]:
     """A sandbox of at least the level `minimum` for submissions to a suite, its walls tried. Raises `SandboxUnavailable`."""
     devices = gpu_devices() if tier_of(loaded) == "gpu" else ()
+    needs = loaded.assignment
     sandbox = best_sandbox(
-        loaded.assignment.preload, minimum, _model_folders(loaded.assignment.models), devices=devices
+        needs.preload, minimum, _model_folders(needs.models), devices=devices, loopback=needs.loopback
     )
     try:
         sandbox.self_test()

@@ -224,6 +224,7 @@ def best_sandbox(
     *,
     hidden_paths: Sequence[str | Path] = (),
     devices: Sequence[str] = (),
+    loopback: bool = False,
     serve: str = SERVE,
 ) -> NamespaceSandbox | LandlockSandbox | ProcessSandbox:
     """The strongest sandbox to be had. Raises SandboxUnavailable, with a remedy, if it is below `minimum_level`."""
@@ -235,7 +236,9 @@ def best_sandbox(
             refused.append(f"{name} gives level {level} only.{needs_root}")
             continue
         try:
-            sandbox = kind(preload, read_only_paths, hidden_paths=hidden_paths, devices=devices, serve=serve)
+            sandbox = kind(
+                preload, read_only_paths, hidden_paths=hidden_paths, devices=devices, loopback=loopback, serve=serve
+            )
         except SandboxUnavailable as error:
             refused.append(f"level {level} ({name}): {error}")
             continue

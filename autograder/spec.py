@@ -131,7 +131,10 @@ class Assignment:
 
     `preload` names modules that workers have imported before a submission runs (they cost seconds each).
     `models` names models of `gpu_env.models` that workers may read. `call_s` and `check_s` limit one call into the
-    submission and one whole check, in seconds of wall time; `cpu_s` and `memory_bytes` limit each of its workers.
+    submission and one whole check, in seconds of wall time; `cpu_s`, `memory_bytes` and `processes` (with their threads)
+    limit each of its workers. `loopback` gives each worker a network of its own with one address, 127.0.0.1, and nobody
+    else on it: for submissions that are clients, or that start an engine. `vllm` lists what of vLLM the assignment stands
+    on, see `autograder.engine`.
     """
 
     name: str
@@ -143,6 +146,9 @@ class Assignment:
     check_s: float = 60.0
     cpu_s: int = 60
     memory_bytes: int = 2 << 30
+    processes: int = 64
+    loopback: bool = False
+    vllm: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         if not self.name.isidentifier():

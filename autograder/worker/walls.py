@@ -6,7 +6,8 @@ once more: process 1 of the new namespace reaps, process 2 is the worker.
 
 Covered:
 - files: only the given paths, read-only; a second time by Landlock where the kernel has it
-- network: none, loopback is down; abstract Unix sockets of others are out of reach
+- network: none; loopback is down, or where asked for its own, with nobody else on it; abstract Unix sockets of others are
+  out of reach
 - other processes: neither seen nor signalled
 - shared memory: of others is out of reach; the worker's own /dev/shm vanishes with it
 - privileges: no capabilities, no set-uid programs, no further namespaces or mounts
@@ -27,9 +28,11 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import fcntl
 import os
 import resource
 import socket
+import struct
 import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
@@ -251,18 +254,25 @@ def worker_namespaces() -> None:
 
 
 def enter_worker(
-    limits: Mapping[str, Any], reap: Callable[[int], None], filter_program: bytes, devices: Sequence[str] = ()
+    limits: Mapping[str, Any],
+    reap: Callable[[int], None],
+    filter_program: bytes,
+    devices: Sequence[str] = (),
+    loopback: bool = False,
 ) -> tuple[tuple[str, ...], tuple[str, ...]]:
     """As process 1 of the new pid namespace: raise all inner walls, fork, and return in the worker only.
 
-    `limits` has the fields of `autograder.sandbox.Limits`. Process 1 calls `reap` with the worker's pid. Gives names of
-    the walls in force and what was refused. Raises WallError with the step that failed.
+    `limits` has the fields of `autograder.sandbox.Limits`. Process 1 calls `reap` with the worker's pid. With `loopback` the
+    worker's own network has an address, 127.0.0.1, and still no way out. Gives names of the walls in force and what was
+    refused. Raises WallError with the step that failed.
     """
     os.setsid()  # kill(0) reaches a process group across pid namespaces
     with contextlib.suppress(OSError), open("/proc/self/oom_score_adj", "w") as file:
         file.write("1000")  # when the machine runs out, the worker goes first
     _unshare("new namespaces", NEWNS | NEWNET | NEWIPC | NEWUTS | NEWCGROUP)
     socket.sethostname("worker")
+    if loopback:
+        _raise_loopback()
     _mount("none", "/", None, PRIVATE | REC)
     size = f"mode=0700,size={limits['scratch_bytes']},nr_inodes={limits['scratch_files']}"
     _mount("tmpfs", "/scratch", "tmpfs", NOSUID | NODEV, size)
@@ -295,6 +305,16 @@ def enter_worker(
     except OSError as error:
         refused.append(f"{error} (errno {error.errno})")
     return tuple(raised), tuple(refused)
+
+
+def _raise_loopback() -> None:
+    """Let processes of this network namespace reach each other at 127.0.0.1."""
+    set_flags, up = 0x8914, 1
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as control:
+        try:
+            fcntl.ioctl(control, set_flags, struct.pack("16sH14x", b"lo", up))
+        except OSError as error:
+            raise WallError("raise the worker's own loopback", error.errno or 0) from None
 
 
 def set_limits(limits: Mapping[str, Any], mapped: int, *, address_space: bool) -> None:

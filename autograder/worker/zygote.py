@@ -80,7 +80,8 @@ def main(control_fd: int) -> NoReturn:
             raised = walls.build_root(config["read_only"], config["hide"], devices)
             walls.drop_privileges(ordinary)
             walls.set_parent_death_signal()
-            enter = partial(walls.enter_worker, filter_program=seccomp.build(), devices=devices)
+            program = seccomp.build(interfaces=config["loopback"])
+            enter = partial(walls.enter_worker, filter_program=program, devices=devices, loopback=config["loopback"])
         sys.path[:0] = config["import_paths"]
         failed = _preload(config["preload"])
         serve = load(config["serve"])

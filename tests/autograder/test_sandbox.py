@@ -1094,6 +1094,73 @@ class TestContainer:
         assert int(passed[1]) > 40
 
 
+LOOPBACK = """
+import errno, socket
+def attempt(call):
+    try:
+        return call() or "done"
+    except OSError as error:
+        return errno.errorcode[error.errno]
+def talk():
+    with socket.create_server(("127.0.0.1", 0)) as listener, socket.create_connection(listener.getsockname(), 5) as mine:
+        theirs, _ = listener.accept()
+        mine.sendall(b"hello")
+        return theirs.recv(9).decode()
+def outside():
+    socket.create_connection(("192.0.2.1", 80), 5)
+def netlink(protocol):
+    socket.socket(16, socket.SOCK_RAW, protocol).close()
+reply([attempt(talk), attempt(outside), *[attempt(lambda: netlink(n)) for n in (0, 4, 6, 9, 12, 15, 16)]])
+reply(attempt(lambda: socket.create_connection(("127.0.0.1", int(wait())), 5).recv(9).decode()))
+reply(attempt(lambda: (socket.create_server(("127.0.0.1", 48123)), wait()) and None))
+"""
+"""Speaks to itself, to others, and to the kernel about networks; then to a port that it is told, then listens on one."""
+
+
+@pytest.fixture(scope="module")
+def networked(standin: dict[str, Any]) -> Iterator[NamespaceSandbox]:
+    with NamespaceSandbox(**standin, loopback=True) as sandbox:
+        yield sandbox
+
+
+@needs_namespaces
+class TestLoopback:
+    """A network of the worker's own, for assignments that ask for one."""
+
+    @covers("walls: network", "seccomp: socket families")
+    def test_a_worker_speaks_to_itself_and_to_nobody_else(self, networked: NamespaceSandbox) -> None:
+        """Its own 127.0.0.1 answers; the host's, another worker's and every other address do not; nor netlink but for routes."""
+        with socket.create_server(("127.0.0.1", 0)) as host:
+            first, second = Student(networked, LOOPBACK), Student(networked, LOOPBACK)
+            try:
+                for student in (first, second):
+                    assert student.answer() == ["hello", "ENETUNREACH", "done", *["EAFNOSUPPORT"] * 6]
+                first._file.write(f"{host.getsockname()[1]}\n")
+                first._file.flush()
+                assert first.answer() == "ECONNREFUSED"  # now it listens itself
+                second._file.write("48123\n")
+                second._file.flush()
+                assert second.answer() == "ECONNREFUSED"
+            finally:
+                first.worker.kill()
+                second.worker.kill()
+
+    @covers("walls: network", "seccomp: socket families")
+    def test_others_have_no_loopback(self, namespaces: NamespaceSandbox) -> None:
+        """A worker of an assignment that did not ask reaches not even itself, and may not ask the kernel either."""
+        student = Student(namespaces, LOOPBACK)
+        try:
+            assert student.answer() == ["ENETUNREACH", "ENETUNREACH", *["EAFNOSUPPORT"] * 7]
+        finally:
+            student.worker.kill()
+
+    @needs_landlock
+    def test_levels_without_networks_say_so(self) -> None:
+        """Where workers have no network of their own, an assignment that needs one is not graded."""
+        with pytest.raises(SandboxUnavailable, match="no network of their own"):
+            LandlockSandbox(serve=NOTHING, loopback=True)
+
+
 class TestHeads:
     def test_every_covered_line_has_a_test(self) -> None:
         """What a module's head lists as covered is what tests name, no more and no less."""

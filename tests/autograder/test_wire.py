@@ -305,7 +305,14 @@ class TestArrays:
         meta = type("Meta", (type,), {"__eq__": lambda cls, other: True, "__hash__": lambda cls: 0})
         impostor = type("Impostor", (), {"__class__": property(lambda self: numpy.float64), "dtype": "int64"})
         tensors = [torch.zeros(2).as_subclass(Sub), meta("Agreeable", (), {})()]
-        others = [numpy.zeros(2).view(numpy.matrix), numpy.ma.masked_array([1]), Scalar(1), impostor(), [1], 1.0]
+        others = [
+            numpy.zeros(2).view(numpy.matrix),
+            numpy.zeros(1).view(numpy.ma.MaskedArray),
+            Scalar(1),
+            impostor(),
+            [1],
+            1.0,
+        ]
         for value in [*tensors, *others]:
             assert arrays.to_array(value) is None
 

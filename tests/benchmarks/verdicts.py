@@ -266,10 +266,10 @@ def plot(path: Path, trials: int, seed: int) -> None:
             verdicts, _ = model.simulate(noise, math.log1p(percent / 100), trials, rng, RULE)
             shares.append([100 * (verdicts == kind).mean() for kind in (model.FAIL, model.INCONCLUSIVE, model.PASS)])
         panel.stackplot(percents, np.array(shares).T, colors=["#e0a080", "#d9d9d9", "#9cc9bd"])
-        for percent, style in ((-5, ":"), (0, "-"), (5, ":")):
-            panel.axvline(percent, color="black", linewidth=0.8, linestyle=style)
-        for percent, verdict in ((-7.5, "FAIL"), (7.5, "PASS")):
-            panel.text(percent, 50, verdict, ha="center", va="center")
+        for edge, style in ((-5, ":"), (0, "-"), (5, ":")):
+            panel.axvline(edge, color="black", linewidth=0.8, linestyle=style)
+        for place, verdict in ((-7.5, "FAIL"), (7.5, "PASS")):
+            panel.text(place, 50, verdict, ha="center", va="center")
         panel.set(
             title=f"{machine} machine",
             xlim=(-10, 10),
