@@ -1,6 +1,6 @@
 """Holds the weight in fp32 and computes with it; makes codes only when somebody asks for the state_dict.
 
-fails: test_linear_memory
+fails: test_linear_memory test_smollm2_served
 
 attack: K1
 stopped by: O, the judge reads the memory of the worker's processes from outside, and believes no list of tensors.

@@ -1,6 +1,6 @@
 """Quantises with absmax of the wrong sign and twice too large for NF4 blocks.
 
-fails: test_linear_computes test_quantized_model_logits test_quantized_model_serves test_smollm2_quality
+fails: test_linear_computes test_quantized_model_logits test_quantized_model_serves test_smollm2_quality test_linear_memory
 """
 
 
