@@ -295,7 +295,7 @@ def test_a_part_of_the_corpus_of_quantization(tmp_path: Path) -> None:
     """Its neighbours, which are the reference, have all points, the stub has none, and replaced helpers are found out."""
     only = ["--only", "wrong-stub", "--only", "hostile-patches_the_kit"]
     command = [sys.executable, "-m", "autograder", "corpus", "quantization", "--json", *only]
-    ran = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=280, check=False)
+    ran = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=580, check=False)
     assert ran.returncode == 0, ran.stdout + ran.stderr
     figures = json.loads(ran.stdout.splitlines()[-1])
     assert (figures["right_tried"] >= 1, figures["wrong_tried"], figures["attacks_tried"]) == (True, 1, 1)
