@@ -291,6 +291,8 @@ class Grader:
                 walls.set_parent_death_signal()  # a killed run must not go on in the background; its workers go with us
                 if os.getppid() != parent:
                     os._exit(code)
+            if torch := sys.modules.get("torch"):
+                torch.set_num_threads(1)  # a pool of threads that the parent has used does not survive the fork
             job, sign = attempt.job, _SignOfLife(write)
             assert job.submission is not None
             blame = Blame(attempt.doubted, sign.give)

@@ -23,6 +23,7 @@ from pathlib import Path
 
 import psutil
 import pytest
+import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -74,6 +75,9 @@ def test_ours(submission):
     if (flag := os.environ.get("BREAKS_UNTIL")) and not pathlib.Path(flag).exists():
         pathlib.Path(flag).with_name("flag").touch()
         raise OSError("a fault of ours")
+    if os.environ.get("COMPUTES"):
+        import torch
+        torch.ones(1500, 1500) @ torch.ones(1500, 1500)
     expect_equal(submission.f(4), 4, "f(4)")
 """
 ALL = {"test_one", "test_two", "test_three", "test_ours"}
@@ -673,6 +677,17 @@ class TestOurs:
         assert_passed(found)
         assert tries(found) == 2
         assert_failed(own_course.decided(own("raise OSError('a fault of mine')")), "a fault of mine")
+
+    def test_a_judge_computes_after_its_parent_did(self, own_course: Course, monkeypatch: pytest.MonkeyPatch) -> None:
+        """A check that uses torch passes where the process that judges are forked from has used torch's threads."""
+        threads = torch.get_num_threads()
+        torch.set_num_threads(4)
+        try:
+            assert (torch.ones(1500, 1500) @ torch.ones(1500, 1500)).sum()
+            monkeypatch.setenv("COMPUTES", "1")
+            assert_passed(own_course.decided(RIGHT))
+        finally:
+            torch.set_num_threads(threads)
 
     def test_a_judge_that_cannot_be_started_withholds(self, own_course: Course) -> None:
         """Where no more files can be opened: tried again, then the reason, nothing lost; with room it passes."""
