@@ -398,6 +398,7 @@ def corpus(
         ("right submissions, and below full marks", "right_tried", "right_below_full"),
         ("wrong submissions, and not as their head says", "wrong_tried", "wrong_uncaught"),
         ("checks that no wrong submission fails", "", "unkilled_checks"),
+        ("speeds that this machine was too busy to measure", "", "unmeasured"),
     ):
         table.add_row(what, str(figures[count]) if count else "", str(figures[bad]))
     if found.mutation:

@@ -61,6 +61,7 @@ __all__ = [
     "reference",
     "stub",
     "unkilled",
+    "unmeasured",
 ]
 
 KINDS = ("right", "honest", "wrong", "hostile")
@@ -188,18 +189,25 @@ def expected_points(entry: Entry, assignment: Assignment) -> float:
 
 
 def complaints(entry: Entry, graded: Graded) -> list[str]:
-    """Where the grade of `entry` is not what its head says."""
+    """Where the grade of `entry` is not what its head says. A speed that this machine could not measure is in `unmeasured`."""
     if graded.result is None or graded.score is None:
         return [f"{entry.kind}/{entry.name} was not graded: {graded.problem}"]
-    if graded.score.withheld:
-        return [f"{entry.kind}/{entry.name} is withheld: {'; '.join(graded.score.withheld)}"]
+    unclear = unmeasured(graded)
+    if withheld := [reason for reason in graded.score.withheld if reason.partition(":")[0] not in unclear]:
+        return [f"{entry.kind}/{entry.name} is withheld: {'; '.join(withheld)}"]
     passed = {finding.check for finding in graded.result.findings if finding.outcome is Outcome.PASSED}
     failed = {finding.check: finding for finding in graded.result.findings if finding.outcome is not Outcome.PASSED}
     wrong = [f"{entry.kind}/{entry.name} passes {check}, which it must fail" for check in sorted(entry.fails & passed)]
     return wrong + [
         f"{entry.kind}/{entry.name} fails {check}, which it must pass: {failed[check].message}"
-        for check in sorted(failed.keys() - entry.fails)
+        for check in sorted(failed.keys() - entry.fails - unclear)
     ]
+
+
+def unmeasured(graded: Graded) -> set[str]:
+    """Checks of speed that were inconclusive: the machine was too busy, which says nothing about the submission."""
+    findings = graded.result.findings if graded.result else ()
+    return {finding.check for finding in findings if finding.outcome is Outcome.INCONCLUSIVE}
 
 
 def unkilled(entries: Iterable[Entry], assignment: Assignment) -> list[str]:

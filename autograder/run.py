@@ -285,6 +285,8 @@ class CorpusRun:
     isolation: str
     seconds: float
     mutation: MutationRun | None = None
+    unmeasured: int = 0
+    """Checks of speed that were inconclusive, over all submissions: measure again on a quiet machine."""
 
     @property
     def fine(self) -> bool:
@@ -308,6 +310,7 @@ class CorpusRun:
             "wrong_tried": self.counts["wrong"],
             "wrong_uncaught": bad.count("wrong"),
             "unkilled_checks": len(self.unkilled),
+            "unmeasured": self.unmeasured,
             "mutants": self.mutation.tried if self.mutation else 0,
             "mutants_killed": self.mutation.killed if self.mutation else 0,
             "mutants_equivalent": self.mutation.equivalent if self.mutation else 0,
@@ -336,6 +339,7 @@ def grade_corpus(
     order = secrets.randbits(32) if order is None else order
     loaded = suite.load(name)
     complaints: dict[str, tuple[str, ...]] = {}
+    unmeasured: list[str] = []
     with contextlib.ExitStack() as stack:
         world = stack.enter_context(corpus.private_world())
         left = corpus.Leftovers(name, world)
@@ -351,6 +355,7 @@ def grade_corpus(
                 def done(each: Graded) -> None:
                     if found := corpus.complaints(entries[each.student], each):
                         complaints[each.student] = tuple(found)
+                    unmeasured.extend(corpus.unmeasured(each))
                     progress.advance(_line(each))
 
                 grader.grade(jobs, done)
@@ -376,6 +381,7 @@ def grade_corpus(
         isolation=used,
         seconds=time.monotonic() - began,
         mutation=mutation,
+        unmeasured=len(unmeasured),
     )
 
 

@@ -10,19 +10,25 @@ import shutil
 import socket
 import subprocess
 import sys
+import types
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 
 import pytest
 
 from autograder import corpus, suite
 from autograder.corpus import Canaries, CorpusError, Leftovers
+from autograder.finding import Finding, Outcome
+from autograder.grade import score
+from autograder.grading import Graded
 from autograder.remote import RunningSubmission
 from autograder.sandbox import NamespaceSandbox, ProcessSandbox, Sandbox
 
 if TYPE_CHECKING:
     from conftest import Course
+
+    from autograder.results import Result
 
 NAME = "kv_cache"
 ROWS = {
@@ -186,6 +192,32 @@ def test_what_stays_behind_is_noticed(world: Path) -> None:
     for what in ("process", f"file {file}", "forgotten", "System V shm", f"socket @hostile-{os.getpid()}"):
         assert [each for each in found if what in each], found
     assert Leftovers(NAME, world).found(wait_s=0) == []
+
+
+# ------------------------------------------------------------------------------------------------ verdicts
+
+
+@pytest.mark.parametrize(
+    ("outcome", "amiss", "unmeasured"),
+    [(Outcome.PASSED, 0, 0), (Outcome.INCONCLUSIVE, 0, 1), (Outcome.FAILED, 1, 0), (Outcome.SKIPPED, 1, 0)],
+)
+def test_a_speed_that_cannot_be_measured_is_counted_apart(outcome: Outcome, amiss: int, unmeasured: int) -> None:
+    """A busy machine is no fault of a right submission, and no sign that it passes either."""
+    loaded = suite.load(NAME)
+    findings = tuple(
+        Finding(
+            check=check.name,
+            task=check.task,
+            outcome=outcome if check.performance else Outcome.PASSED,
+            hidden=check.hidden,
+            sentence="",
+        )
+        for check in loaded.assignment.checks
+    )
+    result = cast("Result", types.SimpleNamespace(findings=findings))
+    graded = Graded("right-reference", result, score(loaded.assignment, findings))
+    assert len(corpus.complaints(corpus.reference(NAME), graded)) == amiss
+    assert len(corpus.unmeasured(graded)) == unmeasured
 
 
 # ------------------------------------------------------------------------------------------------ whole runs
