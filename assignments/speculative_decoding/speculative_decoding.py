@@ -2,7 +2,7 @@
 # jupyter:
 #   autograder:
 #     assignment: speculative_decoding
-#     release: ab6d864748831614
+#     release: 58e265cb5a6a31c6
 #   jupytext:
 #     cell_metadata_filter: task,given,helpers,check,-all
 #     formats: ipynb,py:percent
@@ -33,10 +33,12 @@
 # 5. accept and reject whole batches of drafts without changing the target's distribution (`rejection_sample`),
 # 6. draft without any model, by looking into the prompt (`PromptLookupProposer`),
 # 7. choose the length of the draft while you run (`AdaptiveGamma`),
-# 8. and refuse a draft model that speaks another language (`check_compatible`).
+# 8. refuse a draft model that speaks another language (`check_compatible`),
+# 9. and put it together: generate text with two real models and their caches (`speculative_generate`).
 #
-# Tasks 1 to 4, 6 and 7 take about 20 minutes each, task 5 about 60, task 8 about 15. No GPU and no model is needed.
-# You should know Python, PyTorch tensors, and what a probability distribution over a vocabulary is.
+# Tasks 1 to 4, 6 and 7 take about 20 minutes each, tasks 5 and 9 about 60, task 8 about 15. No GPU is needed, and no model
+# has to be downloaded: task 9 makes small ones. You should know Python, PyTorch tensors, and what a probability distribution
+# over a vocabulary is. Task 9 needs tasks 4 and 5.
 #
 # | term | means |
 # |---|---|
@@ -53,7 +55,7 @@
 # Papers and programs do not agree on the letters: here, as in the paper that most people cite (Leviathan et al., 2023,
 # arXiv 2211.17192), $p$ is the target and $q$ the draft. Some programs swap them.
 #
-# **How it is graded.** Only the cells of the eight tasks and the one cell of imports and helpers count. The next cell
+# **How it is graded.** Only the cells of the nine tasks and the one cell of imports and helpers count. The next cell
 # is replaced by the original when grading; all others are yours, change them freely. The cell `check(...)` after each
 # task runs its public checks. Hidden checks look at the same rules on other inputs: everything they ask for is written
 # here. One call of your code may take 10 s. A later task that calls an earlier one calls *your* earlier one.
@@ -66,10 +68,13 @@
 
 # %% given="course"
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
+
+torch.set_num_threads(1)  # all that is computed here is small: more threads would only wait for each other
 
 
 def check_count(value: int, name: str, minimum: int = 0) -> None:
@@ -103,6 +108,85 @@ class Tokenizer:
     def get_vocab(self) -> dict[str, int]:
         """Each token with its id, as the method of the same name in transformers gives it."""
         return dict(self.vocab)
+
+
+class CachedModel:
+    """What task 9 needs of a language model: it reads tokens, and remembers them in a cache. A new one has read nothing."""
+
+    def __init__(self, forward: Callable[[list[int]], torch.Tensor], crop: Callable[[int], object]) -> None:
+        self._forward = forward
+        self._crop = crop
+        self.length = 0
+        """How many tokens are in the cache."""
+
+    def run(self, ids: Sequence[int]) -> torch.Tensor:
+        """Read `ids`, at least one token, after those in the cache: one forward pass. They are in the cache then, too.
+
+        Gives logits, fp32 of shape [len(ids), V]: row i says what comes after `ids[i]`.
+        """
+        if not ids:
+            raise ValueError("run needs at least one token that is not in the cache")
+        logits = self._forward([int(token) for token in ids])
+        self.length += len(ids)
+        return logits
+
+    def crop(self, length: int) -> None:
+        """Forget all tokens but the first `length`. There must be as many: `ValueError` if not."""
+        check_count(length, "length")
+        if length > self.length:
+            raise ValueError(f"length={length} is more than the {self.length} tokens in the cache")
+        if length < self.length:
+            self._crop(length - self.length)  # as DynamicCache.crop takes it: minus the number of tokens to remove
+            self.length = length
+
+
+def from_transformers(model: Any) -> CachedModel:
+    """A causal language model of transformers, with a new `DynamicCache`."""
+    from transformers import DynamicCache
+
+    cache = DynamicCache(config=model.config)
+
+    def forward(ids: list[int]) -> torch.Tensor:
+        with torch.inference_mode():
+            got = model(input_ids=torch.tensor([ids], device=model.device), past_key_values=cache, use_cache=True)
+        return got.logits[0].float().cpu()
+
+    return CachedModel(forward, cache.crop)
+
+
+class ToyModel:
+    """A language model to try things with. `new()` gives it with an empty cache.
+
+    `table` has a row of logits for each state, fp32 [states, V]. After a token the state is
+    (memory * state before + token) % states, at first 0. With memory 0 only the last token counts: row i of the table says
+    what comes after token i.
+    """
+
+    def __init__(self, table: torch.Tensor, memory: int = 0) -> None:
+        self.table, self.memory = table, memory
+
+    def new(self) -> CachedModel:
+        """The model, and a cache of states."""
+        states = [0]
+
+        def forward(ids: list[int]) -> torch.Tensor:
+            for token in ids:
+                states.append((self.memory * states[-1] + token) % len(self.table))
+            return self.table[states[-len(ids) :]]
+
+        def crop(change: int) -> None:
+            del states[len(states) + change :]
+
+        return CachedModel(forward, crop)
+
+
+def small_llama(config: dict[str, Any], weights: dict[str, torch.Tensor]) -> Any:
+    """A Llama of transformers, with these weights."""
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    model = LlamaForCausalLM(LlamaConfig(**config)).eval()
+    model.load_state_dict(weights)
+    return model
 
 
 # %% helpers="helpers"
@@ -570,3 +654,204 @@ def check_compatible(target: Tokenizer, draft: Tokenizer) -> None:
 from autograder import check
 
 check("check_compatible")
+
+# %% [markdown]
+# ## Task 9: put it together (about 60 minutes)
+#
+# Now generate text. Both models have a **cache** of keys and values: they compute each token once, and later tokens only
+# look at what is kept. `CachedModel` (in the second cell) is such a model. It has
+#
+# - `run(ids)`: read `ids`, which come after the tokens in the cache, and put them into the cache. Row $i$ of the logits
+#   says what comes after `ids[i]`. One call is one run.
+# - `length`: how many tokens are in the cache.
+# - `crop(length)`: forget all tokens but the first `length`.
+#
+# `from_transformers(model)` makes one of a Llama, or of most other causal language models of transformers (not of those with
+# sliding windows: their cache forgets by itself). Speculation puts tokens into both caches
+# that turn out to be wrong. If they stay there, everything after them is computed for another text. So after each step
+# both caches are **rolled back** (cropped).
+#
+# One step, where `text` are all tokens that are certain so far:
+#
+# 1. *Guess.* The draft guesses $n$ tokens, one run for each: give it the tokens of `text` and of the guesses that are not in
+#    its cache yet, take the last row of logits, draw the next guess.
+#    $n = \gamma$, but at the end less: a step brings up to $n + 1$ tokens, so if $m$ tokens are still wanted,
+#    $n = \min(\gamma, m - 1)$.
+# 2. *Check.* The target reads all that is not in its cache yet, the $n$ guesses at the end, in **one** run. Its last $n + 1$
+#    rows are the distributions $p_0 \dots p_n$ of task 5. The last guess is read by the target, and not by the draft.
+# 3. *Accept and reject* (task 5, with $B = 1$): the accepted guesses and one token more are certain now.
+# 4. *Roll back.* Crop both caches to the tokens that are still right. The last token of `text` is in no cache: it is new.
+#
+# With *temperature* $t > 0$, a row of logits $z$ means the distribution softmax$(z / t)$, **for target and draft alike**.
+# $t = 0$ is *greedy*: all probability on the token with the largest logit. Then a guess is accepted if the target would
+# have said the same, nothing is left to chance, and the result is what the target alone would have written.
+#
+# If `eos_token_id` is not `None`, that token ends the text: it is the last one of the result, also where it was an accepted
+# guess with others after it. Otherwise there are exactly `max_new_tokens` new tokens.
+#
+# Beside the text, give counts: `target_runs`; `drafted`, the guesses that the target has checked; and `accepted`, the guesses
+# that stand in the result. Each run of the target brings one token of its own, so that new tokens = `accepted` + `target_runs`
+# (one less if the last token is an accepted guess: an end of text).
+#
+# *Example.* The target counts: after 1 comes 2, after 2 comes 3, and so on. The draft counts too, but says 0 after 6. (The cell
+# below this one makes both.) `ids = [1]`, $\gamma = 3$, `max_new_tokens = 8`, greedy:
+#
+# | step | wanted | draft reads | guesses | target reads | certain now | cropped to |
+# |---|---|---|---|---|---|---|
+# | 1 | 8 | 1, then 2, then 3 | 2 3 4 | 1 2 3 4 | 2 3 4 **5** | nothing to crop |
+# | 2 | 4 | 4 5, then 6, then 0 | 6 0 1 | 5 6 0 1 | 6 **7** | both to 6 tokens |
+# | 3 | 2 | 7 | 8 | 7 8 | 8 **9** | nothing to crop |
+#
+# The result is `[1, 2, 3, 4, 5, 6, 7, 8, 9]` with `target_runs` 3, `drafted` 7, `accepted` 5; and $8 = 5 + 3$. In step 2 the
+# draft reads 4 first: it was the last guess of step 1, accepted, but not in the draft's cache. In step 3 one guess is enough.
+#
+# **What is counted.** Runs and tokens are counted by the grader. The target is run once per step, and at most once more (who
+# reads the prompt alone first). The draft is run once per guess, and at most once more. No model reads a token at a place
+# where it has read the same text before. No guess is made that cannot be used. And the clock: on a target that takes many
+# times as long as the draft and nearly always agrees, greedy decoding with $\gamma = 4$ must be 1.2 times as fast as the
+# plain loop with a cache; between 1 and 1.2 there is a part of the points.
+#
+# *Common mistakes:* the target's cache is not cropped, so that rejected guesses stay in its text; the draft's is not: the
+# text is still right, but its guesses become bad. After a fully accepted draft, the last guess is missing in the draft's
+# cache. The row one place too late. Too many tokens at the end, or tokens after `eos_token_id`; `if eos_token_id:`, which
+# takes token 0 for none. Another temperature for the draft: its guesses change, and `draft_probs` must say so. *If you use
+# `DynamicCache.crop` yourself:* in transformers 5 a negative number says how many tokens to **remove**; 0 removes nothing; a
+# positive number says how many to **keep**, and is deprecated. So a program that means "keep 0" removes nothing, and one whose
+# "keep" is negative by mistake removes a few. `CachedModel.crop` always means "keep", and refuses what cannot be.
+#
+# In bf16, one run on five tokens and five runs on one give slightly different logits, so that the texts may differ where two
+# tokens are nearly equally likely. In fp32 this is very rare. We use fp32.
+
+# %%
+counts = torch.eye(10).roll(1, 1)  # row i: all on token i + 1
+counts_to_6 = counts.clone()
+counts_to_6[6] = torch.eye(10)[0]
+model = ToyModel(counts).new()
+print(model.run([1, 2, 3]).argmax(-1), model.length)  # what comes after each of them
+model.crop(1)
+print(model.run([7]).argmax(-1), model.length)
+# speculative_generate(ToyModel(counts).new(), ToyModel(counts_to_6).new(), [1], 3, 8, make_generator(0))
+
+# %% task="speculative_generate"
+def speculative_generate(
+    target: CachedModel,
+    draft: CachedModel,
+    ids: list[int],
+    gamma: int,
+    max_new_tokens: int,
+    generator: torch.Generator,
+    temperature: float = 0.0,
+    eos_token_id: int | None = None,
+) -> tuple[list[int], dict[str, int]]:
+    """Continue `ids` with tokens that follow the target's distribution, guessed by the draft.
+
+    Args:
+        target: the large model, new: its cache is empty.
+        draft: the small one, with the same vocabulary, new.
+        ids: the prompt, at least one token.
+        gamma: guesses in a step, at least 0; checked. With 0 the draft is not run at all.
+        max_new_tokens: at least 0; checked. With 0 nothing is run.
+        generator: where all random numbers come from.
+        temperature: at least 0; checked.
+        eos_token_id: the token that ends the text, if any.
+
+    Returns:
+        `(ids, stats)`: the prompt and the new tokens, ints; and the counts "target_runs", "drafted" and "accepted".
+    """
+    # YOUR CODE HERE
+    raise NotImplementedError()
+
+
+# %% check="speculative_generate"
+from autograder import check
+
+check("speculative_generate")
+
+# %% [markdown]
+# Is it faster, and as much as task 2 says? The target here is the draft with 14 layers more, which cost time and change
+# little; noise on the draft's weights makes it worse. Lines: `speedup` with $\alpha$, $c$ and $v$ as they are on your machine.
+# ($\alpha$ is measured at $\gamma = 1$: only there is `accepted` / `drafted` the acceptance probability.) Dots: measured.
+
+# %%
+import time
+
+from transformers import LlamaConfig, LlamaForCausalLM
+
+SIZES = {
+    "vocab_size": 48,
+    "hidden_size": 64,
+    "intermediate_size": 128,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+}
+NO_ENDS = {"bos_token_id": None, "eos_token_id": None, "pad_token_id": None}
+
+
+def target_and_draft(noise: float) -> tuple[Any, Any]:
+    """A Llama of 15 layers, and its first layer as a draft, with relative noise on its weights."""
+    torch.manual_seed(0)
+    big, small = (
+        LlamaForCausalLM(
+            LlamaConfig(**SIZES, **NO_ENDS, num_hidden_layers=layers, initializer_range=0.15, tie_word_embeddings=False)
+        ).eval()
+        for layers in (15, 1)
+    )
+    with torch.no_grad():
+        for layer in big.model.layers[1:]:
+            layer.self_attn.o_proj.weight.normal_(0, 0.002)
+            layer.mlp.down_proj.weight.normal_(0, 0.002)
+        for name, weight in small.named_parameters():
+            same = big.get_parameter(name)
+            weight.copy_(same + noise * same.std() * torch.randn_like(same) if same.dim() > 1 else same)
+    return big, small
+
+
+def seconds(work: Callable[[], object]) -> float:
+    """The shorter of two times."""
+    times = []
+    for _ in range(2):
+        begin = time.perf_counter()
+        work()
+        times.append(time.perf_counter() - begin)
+    return min(times)
+
+
+def run_time(model: Any, tokens: int) -> float:
+    """Time of a run on so many tokens, after 20 others."""
+    cached = from_transformers(model)
+    cached.run(range(20))
+
+    def work() -> None:
+        cached.run(range(tokens))
+        cached.crop(20)
+
+    return seconds(work)
+
+
+lengths = (1, 2, 4, 6, 8)
+plt.figure(figsize=(6.5, 4))
+for noise in (0.0, 0.05, 0.2):
+    big, small = target_and_draft(noise)
+
+    def write(gamma: int, big: Any = big, small: Any = small) -> dict[str, int]:
+        """Counts of 32 tokens after a short prompt."""
+        models = from_transformers(big), from_transformers(small)
+        return speculative_generate(*models, [1, 2, 3], gamma, 32, make_generator(0))[1]
+
+    once = write(1)
+    alpha = once["accepted"] / once["drafted"]
+    plain_run = run_time(big, 1)
+    c, v = run_time(small, 1) / plain_run, max(1.0, run_time(big, 5) / plain_run)
+    plain = seconds(lambda: write(0))
+    measured = [plain / seconds(lambda gamma=gamma: write(gamma)) for gamma in lengths]
+    (line,) = plt.plot(
+        range(1, 9),
+        [speedup(alpha, gamma, c, v) for gamma in range(1, 9)],
+        label=f"alpha = {alpha:.2f}, c = {c:.2f}, v = {v:.2f}",
+    )
+    plt.plot(lengths, measured, "o", color=line.get_color())
+plt.axhline(1, color="gray", linestyle=":")
+plt.xlabel("draft length gamma")
+plt.ylabel("speed-up")
+plt.legend()
+plt.show()

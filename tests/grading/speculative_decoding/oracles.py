@@ -5,6 +5,8 @@ Fractions     a step of speculative decoding as a chain of chances, each compute
               walking through all that can happen
 `expect_law`  counted outcomes against an exact law, with a bound on false alarms that holds for every sample size
 `lookup`      earlier places of an n-gram by Python's own search in strings
+`text_law`    the exact law of texts and of target runs, by walking through all that can happen
+`told`        greedy text by transformers' `generate`, plain and with an assistant model
 """
 
 from __future__ import annotations
@@ -15,11 +17,13 @@ from collections import Counter
 from collections.abc import Callable, Hashable, Mapping
 from dataclasses import dataclass
 from fractions import Fraction
+from typing import Any
 
 import numpy as np
 import torch
 
 from autograder.checks import fail
+from autograder.oracle import oracle
 
 # ---------------------------------------------------------------------------------------------------------- fractions
 
@@ -250,3 +254,187 @@ def history_alpha(steps: list[tuple[int, int]], initial: float, weight: float, d
 
 def numpy_generator(rng: random.Random) -> np.random.Generator:
     return np.random.default_rng(rng.getrandbits(64))
+
+
+# ---------------------------------------------------------------------------------------------------------- generation
+
+
+STATES = 1009
+MEMORY = 31
+"""Of the models of the checks: what they say depends on the whole text before. STATES is prime, so no token is forgotten."""
+
+
+def greedy_text(table: torch.Tensor, memory: int, ids: list[int], most: int, eos: int | None) -> list[int]:
+    """What a model of the checks writes alone."""
+    text, state = list(ids), 0
+    for token in ids:
+        state = (memory * state + token) % len(table)
+    while len(text) < len(ids) + most:
+        text.append(int(table[state].argmax()))
+        state = (memory * state + text[-1]) % len(table)
+        if text[-1] == eos:
+            break
+    return text
+
+
+def tables(rng: random.Random, agree: float, size: int = 12) -> tuple[torch.Tensor, torch.Tensor]:
+    """Tables of a target and of a draft that is as sure of the same token in a share `agree` of the states."""
+    draw = torch.Generator().manual_seed(rng.getrandbits(60))
+    target = torch.randn(STATES, size, generator=draw)
+    other = target.roll(rng.randint(1, size - 1), 1)
+    return target, torch.where(torch.rand(STATES, 1, generator=draw) < agree, target, other)
+
+
+def fewest_runs(right: list[bool], gamma: int, most: int, ended: bool) -> tuple[int, int]:
+    """Runs of the target, and accepted guesses, for greedy text of which the draft guesses the tokens marked `right`.
+
+    `right` is about the new tokens; `most` of them were wanted; `ended`: the last one ends the text.
+    """
+    at = runs = accepted = 0
+    while at < len(right):
+        guesses = min(gamma, most - at - 1)
+        hits = 0
+        while hits < guesses and at + hits < len(right) and right[at + hits]:
+            hits += 1
+        runs, accepted = runs + 1, accepted + hits
+        at += hits + (0 if ended and at + hits == len(right) else 1)
+    return runs, accepted
+
+
+def law_tables(rng: random.Random, kind: str, temperature: float) -> tuple[torch.Tensor, torch.Tensor]:
+    """Tables of target and draft that give distributions of a kind of `KINDS` without zeros, at `temperature`."""
+    draw = numpy_generator(rng)
+    pairs = [KINDS[kind](draw) for _ in range(STATES)]
+    target, draft = (torch.from_numpy(np.log([pair[which] for pair in pairs])).float() for which in (0, 1))
+    return target * temperature, draft * temperature
+
+
+def text_law(
+    tables: tuple[torch.Tensor, torch.Tensor],
+    ids: list[int],
+    gamma: int,
+    most: int,
+    temperature: float,
+    eos: int,
+    prefill: bool,
+) -> dict[tuple[tuple[int, ...], int], float]:
+    """Chance of every text of up to `most` new tokens together with the number of target runs that it took.
+
+    `prefill`: the first run reads the prompt alone.
+    """
+    p_of, q_of = ((table.double() / temperature).softmax(1).tolist() for table in tables)
+    law: Counter[tuple[tuple[int, ...], int]] = Counter()
+
+    def walk(text: tuple[int, ...], state: int, runs: int, guesses: int, chance: float) -> None:
+        p, q = p_of[state], q_of[state] if guesses else [0.0] * len(p_of[state])
+        for token in range(len(p)):
+            now, after = (*text, token), (MEMORY * state + token) % STATES
+            accepted, own = chance * min(p[token], q[token]), chance * max(p[token] - q[token], 0.0)
+            if len(now) == most or token == eos:
+                law[now, runs + 1] += accepted + own  # type: ignore[assignment]  # chances, no counts
+                continue
+            if accepted:
+                walk(now, after, runs, guesses - 1, accepted)
+            if own:
+                walk(now, after, runs + 1, min(gamma, most - len(now) - 1), own)
+
+    state = 0
+    for token in ids:
+        state = (MEMORY * state + token) % STATES
+    walk((), state, 0, 0 if prefill else min(gamma, most - 1), 1.0)
+    return dict(law)
+
+
+LLAMA = {
+    "vocab_size": 48, "hidden_size": 32, "intermediate_size": 48, "num_attention_heads": 4, "num_key_value_heads": 2,
+    "num_hidden_layers": 3, "max_position_embeddings": 128, "tie_word_embeddings": False,
+    "bos_token_id": None, "eos_token_id": None, "pad_token_id": None,
+}  # fmt: skip
+GAP = 1e-3
+"""By how much the likeliest token must be ahead, so that no order of fp32 operations changes it: errors are below 1e-4."""
+
+
+@oracle
+def transformers() -> Any:
+    """The package, imported once per run."""
+    import transformers
+    import transformers.models.llama.modeling_llama
+
+    transformers.logging.set_verbosity_error()  # assisted generation warns of how it calls itself
+    torch.set_num_threads(1)  # in all checks: what they compute is small, and a second thread would only be waited for
+    return transformers
+
+
+def llama(rng: random.Random, *, like: Any = None, noise: float = 0.0) -> Any:
+    """A small Llama with random weights in fp32; `like` another one, but for relative noise on its weights."""
+    package = transformers()
+    with torch.random.fork_rng():
+        torch.manual_seed(rng.getrandbits(60))
+        model = package.LlamaForCausalLM(package.LlamaConfig(**LLAMA, initializer_range=0.15)).eval()
+        if like is not None:
+            weights = {
+                name: value + noise * value.std() * torch.randn_like(value) if value.dim() > 1 else value.clone()
+                for name, value in like.state_dict().items()
+            }
+            model.load_state_dict(weights)
+    return model
+
+
+@dataclass(frozen=True)
+class Told:
+    """What transformers' own greedy decoding says: the text, and which of its new tokens the draft guesses right."""
+
+    text: list[int]
+    right: list[bool]
+
+
+def told(target: Any, draft: Any, ids: list[int], most: int, eos: int | None, gamma: int) -> Told | None:
+    """transformers' greedy text, plain and assisted; `None` where it hangs on less than `GAP`."""
+    given: dict[str, Any] = {
+        "input_ids": torch.tensor([ids]),
+        "attention_mask": torch.ones(1, len(ids), dtype=torch.int64),
+        "do_sample": False, "max_new_tokens": most, "eos_token_id": eos, "pad_token_id": 0,
+    }  # fmt: skip
+    with torch.inference_mode():
+        text = target.generate(**given)[0].tolist()
+        said = [model(torch.tensor([text])).logits[0, len(ids) - 1 : -1] for model in (target, draft)]
+        if min(float((pair[:, 0] - pair[:, 1]).min()) for pair in (rows.topk(2).values for rows in said)) < GAP:
+            return None
+        draft.generation_config.num_assistant_tokens = gamma
+        draft.generation_config.num_assistant_tokens_schedule = "constant"
+        assisted = target.generate(**given, assistant_model=draft)[0].tolist()
+    if assisted != text:
+        raise RuntimeError("transformers' assisted greedy text is another one than its plain one")
+    return Told(
+        text, [token == guess for token, guess in zip(text[len(ids) :], said[1].argmax(1).tolist(), strict=True)]
+    )
+
+
+@oracle
+def identity() -> Any:
+    """The target whose speed is measured, and the sizes: the module that both sides load."""
+    transformers()
+    from grading.speculative_decoding import identity
+
+    return identity
+
+
+def clear_prompt(rng: random.Random) -> tuple[list[int], list[int]]:
+    """A prompt after which the target's text does not hang on less than `GAP`, and that text, by transformers."""
+    driver = identity()
+    while True:
+        prompt = [rng.randrange(driver.SHAPE["vocab_size"]) for _ in range(8)]
+        ids = torch.tensor([prompt])
+        with torch.inference_mode():
+            said = driver.TARGET.generate(
+                ids,
+                attention_mask=torch.ones_like(ids),
+                do_sample=False,
+                max_new_tokens=driver.NEW_TOKENS,
+                pad_token_id=0,
+                output_logits=True,
+                return_dict_in_generate=True,
+            )
+        best = torch.cat(said.logits).topk(2).values
+        if float((best[:, 0] - best[:, 1]).min()) > GAP:
+            return prompt, said.sequences[0].tolist()

@@ -6,6 +6,7 @@ import random
 from collections.abc import Callable
 from fractions import Fraction
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -14,7 +15,7 @@ import torch
 from autograder.checks import expect_close, expect_equal, expect_raises, fail
 from grading.speculative_decoding import oracles
 from grading.speculative_decoding.oracles import Tables
-from grading.speculative_decoding.test_public import expect_pair, expect_tensor
+from grading.speculative_decoding.test_public import Model, expect_generated, expect_pair, expect_tensor
 
 NOT_COUNTS: tuple[Any, ...] = (True, 2.0, "2")
 NOT_NUMBERS: tuple[Any, ...] = (True, "0.5", None)
@@ -452,3 +453,338 @@ def test_compatible_end_of_text(submission, rng):
     expect_raises("ValueError", partial(submission.check_compatible, one, two), what, naming="eos_token_id")
     same = submission.Tokenizer(vocab, 4)
     expect_equal(submission.check_compatible(two, same), None, "The answer for equal tokenizers")
+
+
+# ----------------------------------------------------------------------------------------------- speculative_generate
+
+
+ZERO = -1
+"""In place of a new token's number: token 0 ends the text."""
+
+
+class Greedy:
+    """One greedy generation with models of the judge's, which keep a log of all that they were asked."""
+
+    def __init__(
+        self, submission: Any, rng: random.Random, agree: float, gamma: int, most: int, eos: int | None = None
+    ) -> None:
+        """`eos`: the number of the new token that is made the end of the text, or `ZERO`."""
+        self.rng, self.gamma, self.most = rng, gamma, most
+        self.log: list[tuple[Model, list[int], list[int]]] = []
+        tables = oracles.tables(rng, agree)
+        self.target, self.draft = (
+            Model(name, table, oracles.MEMORY, self.log)
+            for name, table in zip(("target", "draft"), tables, strict=True)
+        )
+        while True:
+            self.prompt = [rng.randrange(12) for _ in range(rng.randint(1, 6))]
+            self.text = oracles.greedy_text(tables[0], oracles.MEMORY, self.prompt, most, None)
+            if eos != ZERO or 0 in self.text[len(self.prompt) :]:
+                break
+        self.eos = {None: None, ZERO: 0}.get(eos, self.text[len(self.prompt) + min(eos or 0, most - 1)])
+        if self.eos is not None:
+            self.text = oracles.greedy_text(tables[0], oracles.MEMORY, self.prompt, most, self.eos)
+        self.what = (
+            f"after {self.prompt}, with gamma={gamma}, max_new_tokens={most}, eos_token_id={self.eos}, temperature 0, "
+            f"and a draft that agrees in {agree:.0%} of the cases"
+        )
+        got = submission.speculative_generate(
+            self.target.given(submission),
+            self.draft.given(submission),
+            self.prompt,
+            gamma,
+            most,
+            submission.make_generator(rng.getrandbits(40)),
+            eos_token_id=self.eos,
+        )
+        self.ids, self.stats = expect_generated(got, f"speculative_generate {self.what},")
+
+    @property
+    def new(self) -> int:
+        return len(self.text) - len(self.prompt)
+
+    @property
+    def ended(self) -> bool:
+        return self.new > 0 and self.text[-1] == self.eos
+
+    def right(self) -> list[bool]:
+        """Which of the new tokens the draft guesses if all before them are there."""
+        states = self.draft.states(self.text)
+        guesses = self.draft.table[states].argmax(1).tolist()
+        return [self.text[place] == guesses[place - 1] for place in range(len(self.prompt), len(self.text))]
+
+    def replay(self) -> dict[str, int]:
+        """See in the log that every run was one of the right text, with guesses of the draft; count what came out."""
+        certain, counts = len(self.prompt), {"target_runs": 0, "drafted": 0, "accepted": 0}
+        read: dict[str, set[tuple[int, ...]]] = {"target": set(), "draft": set()}
+        for number, (model, before, ids) in enumerate(self.log, 1):
+            at = f"In run {number} (of both models together), of the {model.name}, {self.what}"
+            text = self.text[:certain]
+            if before[:certain] != text[: len(before)]:
+                fail(
+                    f"{at}: its cache holds tokens that are not those of the text.",
+                    value=before[:certain],
+                    expected=str(text[: len(before)]),
+                )
+            if len(before) > certain and model is self.target:
+                fail(f"{at}: its cache holds guesses.", value=before[certain:], expected="only certain tokens")
+            now = before + ids
+            if now[:certain] != text[: len(now)]:
+                fail(f"{at}: what it reads is not the text.", value=now[:certain], expected=str(text[: len(now)]))
+            states = self.draft.states(now)
+            for place in range(certain, len(now)):
+                guess = int(self.draft.table[states[place - 1]].argmax())
+                if now[place] != guess:
+                    fail(f"{at}: it reads a guess that the draft does not make.", value=now[place], expected=str(guess))
+            for place in range(len(before), len(now)):
+                if tuple(now[: place + 1]) in read[model.name]:
+                    fail(
+                        f"{at}: it reads token {now[place]} at place {place} again.",
+                        value=f"cache of {len(before)} tokens, given {len(ids)}",
+                        expected="only what it has not read yet",
+                    )
+                read[model.name].add(tuple(now[: place + 1]))
+            if model is self.target:
+                guesses, left = len(now) - certain, self.most - (certain - len(self.prompt))
+                if not 0 <= guesses <= max(0, min(self.gamma, left - 1)):
+                    fail(f"{at}: it checks {guesses} guesses.", expected=f"at most {max(0, min(self.gamma, left - 1))}")
+                hits = 0
+                while (
+                    hits < guesses
+                    and certain + hits < len(self.text)
+                    and now[certain + hits] == self.text[certain + hits]
+                ):
+                    hits += 1
+                counts["target_runs"] += 1
+                counts["drafted"] += guesses
+                counts["accepted"] += hits
+                certain = min(certain + hits + 1, len(self.text))
+        if certain < len(self.text):
+            fail(
+                f"The runs of the target do not give the whole text {self.what}.",
+                value=f"{certain - len(self.prompt)} new tokens",
+                expected=f"{self.new} new tokens",
+            )
+        return counts
+
+
+def greedy_cases(rng: random.Random) -> list[dict[str, Any]]:
+    """Settings of `Greedy`: drafts that are always, never and sometimes right, and every way in which a text ends."""
+    cases: list[dict[str, Any]] = [
+        {"agree": agree, "gamma": gamma, "most": most}
+        for agree, gamma, most in (
+            (1.0, 3, 12), (1.0, 3, 14), (1.0, 7, 5), (0.0, 3, 9), (0.6, 0, 6), (0.7, 1, 15), (0.8, 2, 17), (0.8, 4, 30),
+            (0.7, 4, 1), (0.9, 5, 2), (0.9, 30, 12),
+        )
+    ]  # fmt: skip
+    cases += [{"agree": rng.uniform(0.5, 1), "gamma": rng.randint(2, 6), "most": rng.randint(6, 25)} for _ in range(6)]
+    return cases
+
+
+def test_generate_greedy(submission, rng):
+    """At temperature 0 the text is what the target alone would write, and the counts are true, whatever the draft says.
+
+    Hint: Which tokens are in the target's cache after a rejection? Try a draft that is always right, and one that never is.
+    """
+    cases = greedy_cases(rng)
+    cases += [case | {"eos": eos} for case in cases for eos in (ZERO, rng.choice([0, 1, 2, 3, 5, 8]))]
+    cases += [{"agree": 1.0, "gamma": 4, "most": 12, "eos": eos} for eos in (1, 2, 5)]
+    for case in cases:
+        run = Greedy(submission, rng, **case)
+        expect_equal(run.ids, run.text, f"The ids {run.what}")
+        runs, stats = run.target.runs, run.stats
+        expect_equal(stats["target_runs"], runs, f"The target_runs {run.what}, of which the grader counted {runs},")
+        certain, drafted, accepted = len(run.prompt), 0, 0
+        for model, before, ids in run.log:
+            if model is run.target:
+                now = before + ids
+                hits = 0
+                while (
+                    hits < len(now) - certain
+                    and now[certain + hits : certain + hits + 1] == run.text[certain + hits :][:1]
+                ):
+                    hits += 1
+                drafted, accepted = drafted + max(0, len(now) - certain), accepted + hits
+                certain += hits + 1
+        expect_equal(stats["accepted"], accepted, f"The number of accepted guesses {run.what},")
+        expect_equal(stats["drafted"], drafted, f"The number of guesses that the target has checked {run.what},")
+
+
+def test_generate_counts(submission, rng):
+    """Both models are run no more often than they must be, read nothing twice, and have caches of the right text.
+
+    Hint: Print length and ids of every run of both models. What is in the draft's cache when all its guesses were accepted?
+    """
+    for case in greedy_cases(rng):
+        run = Greedy(submission, rng, **case)
+        counts = run.replay()
+        fewest, _ = oracles.fewest_runs(run.right(), run.gamma, run.most, run.ended)
+        if counts["target_runs"] > fewest + 1:  # who reads the prompt alone needs one more, and never two
+            fail(
+                f"The target is run too often {run.what}.",
+                value=counts["target_runs"],
+                expected=f"{fewest} times, or {fewest + 1}",
+            )
+        if run.draft.runs > (counts["drafted"] + 1 if run.gamma else 0):
+            fail(
+                f"The draft is run too often {run.what}.",
+                value=run.draft.runs,
+                expected=f"once for each of the {counts['drafted']} guesses, and at most once more"
+                if run.gamma
+                else "0",
+            )
+
+
+TEXTS = 600
+"""Generated texts of up to three tokens in each of two settings.
+
+The four submissions of the corpus that only this check tells by its law (guesses drawn at another temperature, the likeliest
+guess taken for drawn, a draft taken for certain, a draft that is not rolled back) failed in 20 of 20 runs each.
+"""
+SAME = 50
+"""In a call of `each`; also the texts that a second generator must give again."""
+
+
+def test_generate_law(submission, rng):
+    """Drawn texts, and how many runs they take, follow the law that target and draft give, at any temperature.
+
+    Hint: Which distribution was a guess drawn from? That one, at the same temperature, belongs into draft_probs.
+    """
+    # 8 comparisons, 1e-9 each: at most 8e-9 false alarms.
+    for gamma, temperature, kind in (
+        (2, 0.35, "a draft that is nearly sure of the target's likeliest token"),
+        (5, 3.0, "a draft that is right half of the time"),
+    ):
+        tables = oracles.law_tables(rng, kind, temperature)
+        prompt, eos = [rng.randrange(oracles.SIZE) for _ in range(3)], rng.randrange(1, oracles.SIZE)
+        what = f"with gamma={gamma}, temperature={temperature} and {kind}"
+        generator, again = (submission.make_generator(seed) for seed in [rng.getrandbits(40)] * 2)
+        toys = [submission.ToyModel(table, oracles.MEMORY) for table in tables]
+        watched = Greedy(submission, rng, 0.5, gamma, 3)
+        prefill = next((ids for model, _, ids in watched.log if model is watched.target), []) == watched.prompt
+        law = oracles.text_law(tables, prompt, gamma, 3, temperature, eos, prefill)
+        outcomes: list[tuple[tuple[int, ...], int]] = []
+        for start in range(0, TEXTS + SAME, SAME):  # models stay in the worker: runs are counted in other checks
+            models = zip(*(toy.new.each([()] * SAME) for toy in toys), strict=True)
+            source = generator if start < TEXTS else again
+            calls = [(*pair, prompt, gamma, 3, source, temperature, eos) for pair in models]
+            for got in submission.speculative_generate.each(calls):
+                ids, stats = expect_generated(got, f"speculative_generate {what}")
+                new, runs = tuple(ids[len(prompt) :]), stats["target_runs"]
+                ends = len(new) == 3 or new[-1:] == (eos,)
+                if ids[: len(prompt)] != prompt or not ends or len(new) > 3 or eos in new[:-1]:
+                    fail(
+                        f"A text {what} after {prompt}, with eos_token_id={eos} and max_new_tokens=3, is impossible.",
+                        value=ids,
+                    )
+                if not 0 <= stats["accepted"] + runs - len(new) <= (new[-1] == eos):
+                    fail(f"The counts of a text of {len(new)} new tokens do not add up, {what}.", value=stats)
+                outcomes.append((new, runs))
+        if outcomes[TEXTS:] != outcomes[:SAME]:
+            fail(f"Two generators with the same seed gave different texts, {what}.")
+        for of, name in (
+            (lambda outcome: f"first token {outcome[0][0]}", "The first tokens"),
+            (lambda outcome: f"{len(outcome[0])} tokens in {outcome[1]} runs", "The numbers of target runs"),
+            (lambda outcome: outcome[0][:2], "The first two tokens"),
+            (lambda outcome: outcome, "Texts and numbers of target runs, all together,"),
+        ):
+            oracles.expect_law([of(each) for each in outcomes[:TEXTS]], oracles.marginal(law, of), f"{name}, {what},")
+
+
+def test_generate_transformers(submission, rng):
+    """With small Llamas of transformers and their caches, the text is the one of transformers' own greedy decoding.
+
+    Hint: Everything goes through run and crop. Compare with model.generate(..., do_sample=False), plain and with
+    assistant_model.
+    """
+    for noise, gamma, most in ((0.0, 4, 24), (0.05, 3, 24), (0.05, 6, 23), (0.3, 2, 12)):
+        target = oracles.llama(rng)
+        draft = oracles.llama(rng, like=target, noise=noise)
+        ours = [submission.small_llama(oracles.LLAMA, dict(model.state_dict())) for model in (target, draft)]
+        done = 0
+        while done < 2:
+            prompt = [rng.randrange(48) for _ in range(rng.randint(2, 9))]
+            told = oracles.told(target, draft, prompt, most, None, gamma)
+            if told is None:
+                continue
+            eos = None
+            if (
+                done
+            ):  # some token that would stand inside of a draft, with others after it, if all guesses were accepted
+                new = told.text[len(prompt) :]
+                inside = [
+                    at
+                    for at, token in enumerate(new)
+                    if token and token not in new[:at] and at % (gamma + 1) < gamma - 1
+                ]
+                eos = new[rng.choice(inside)]
+                told = oracles.told(target, draft, prompt, most, eos, gamma)
+                assert told is not None  # the same text, and shorter
+            done += 1
+            models = [submission.from_transformers(model) for model in ours]
+            got = submission.speculative_generate(
+                *models, prompt, gamma, most, submission.make_generator(rng.getrandbits(40)), eos_token_id=eos
+            )
+            what = f"of Llamas after {prompt}, with gamma={gamma}, max_new_tokens={most}, eos_token_id={eos}"
+            ids, stats = expect_generated(got, f"speculative_generate {what},")
+            expect_equal(ids, told.text, f"The text {what},")
+            ended = told.text[-1] == eos
+            alone = oracles.fewest_runs(told.right[1:], gamma, most - 1, ended)
+            allowed = [oracles.fewest_runs(told.right, gamma, most, ended), (alone[0] + 1, alone[1])]
+            if (stats["target_runs"], stats["accepted"]) not in allowed:
+                fail(
+                    f"The counts {what}, are not what the draft's guesses give. Is its cache cropped?",
+                    value=stats,
+                    expected=f"target_runs {allowed[0][0]}, accepted {allowed[0][1]}",
+                )
+
+
+def test_generate_arguments(submission):
+    """gamma, max_new_tokens and temperature are checked and named.
+
+    Hint: check_count and check_number, before anything is run.
+    """
+
+    def call(gamma: Any = 2, max_new_tokens: Any = 3, temperature: Any = 0.0) -> Any:
+        target, draft = (Model(name, torch.eye(4), 0) for name in ("target", "draft"))
+        return submission.speculative_generate(
+            target.given(submission),
+            draft.given(submission),
+            [1],
+            gamma,
+            max_new_tokens,
+            submission.make_generator(1),
+            temperature,
+        )
+
+    expect_count_checked(call, "gamma")
+    expect_count_checked(call, "max_new_tokens")
+    expect_number_checked(call, "temperature", -0.001, -1.0)
+    ids, _ = expect_generated(call(temperature=1), "speculative_generate with temperature=1")
+    expect_equal(len(ids), 4, "The number of ids with max_new_tokens=3 after one token")
+
+
+def test_generate_speed(submission, timed):
+    """On a target that costs many times its draft, the text comes at least 1.2 times as fast as without the draft.
+
+    Hint: What is done in each step beside the runs? One run of the target for several tokens is what saves time.
+    """
+    expected: dict[tuple[int, ...], list[int]] = {}
+
+    def draw(rng: random.Random) -> list[list[int]]:
+        prompt, text = oracles.clear_prompt(rng)
+        expected[tuple(prompt)] = text
+        return [prompt]
+
+    def right(ids: Any, prompt: list[int]) -> None:
+        expect_equal(ids, expected[tuple(prompt)], f"The ids that speculative_generate gives after {prompt}")
+
+    folder = Path(__file__).parent
+    timed.expect(
+        "generate",
+        reference=(folder / "plain.py").read_text(encoding="utf-8"),
+        driver=(folder / "identity.py").read_text(encoding="utf-8"),
+        inputs=draw,
+        right=right,
+        time_s=90.0,
+    )

@@ -206,3 +206,120 @@ def test_compatible_examples(submission):
         expect_raises(
             "ValueError", lambda other=other: submission.check_compatible(first, other), what, naming=smallest
         )
+
+
+# ------------------------------------------------------------------------------------------------ speculative_generate
+
+
+class Model:
+    """A language model of the checks. It notes what it is asked, and refuses what no model can do.
+
+    `table` has a row of logits for each state, fp32 [states, V]. After a token the state is
+    (memory * state before + token) % states: with memory 0 only the last token counts, with more the whole text does.
+    """
+
+    def __init__(self, name: str, table: torch.Tensor, memory: int = 0, log: list[Any] | None = None) -> None:
+        self.name, self.table, self.memory = name, table, memory
+        self.read: list[int] = []
+        """What is in the cache."""
+        self.runs = 0
+        self.log = [] if log is None else log
+        """Of each run the model, what was in the cache before, and what it was given; two models may have the same list."""
+        self._states = [0]
+
+    def states(self, ids: list[int], state: int = 0) -> list[int]:
+        """The state after each of `ids`."""
+        found = []
+        for token in ids:
+            state = (self.memory * state + token) % len(self.table)
+            found.append(state)
+        return found
+
+    def forward(self, ids: Any) -> torch.Tensor:
+        """What the submission's `run` calls."""
+        if type(ids) is not list or not ids or any(type(token) is not int for token in ids):
+            fail(f"The {self.name} was run on something that is no list of tokens.", value=ids)
+        if not all(0 <= token < self.table.shape[1] for token in ids):
+            fail(f"The {self.name} was run on tokens that it does not know.", value=ids)
+        self.runs += 1
+        self.log.append((self, list(self.read), ids))
+        found = self.states(ids, self._states[-1])
+        self.read += ids
+        self._states += found
+        return self.table[found]
+
+    def crop(self, change: Any) -> None:
+        """What the submission's `crop` calls: minus the number of tokens that are removed."""
+        if type(change) is not int or not -len(self.read) <= change <= 0:
+            fail(f"The cache of the {self.name} cannot be cropped like that.", value=change)
+        keep = len(self.read) + change
+        del self.read[keep:], self._states[keep + 1 :]
+
+    def given(self, submission: Any) -> Any:
+        """The model as the submission gets it."""
+        return submission.CachedModel(self.forward, self.crop)
+
+
+def expect_generated(value: Any, what: str) -> tuple[list[int], dict[str, int]]:
+    """`value` must be a list of tokens and the three counts."""
+    if type(value) not in (tuple, list) or len(value) != 2:
+        fail(f"{what} must be a pair (ids, stats).", value=value, expected="a list of ints and a dict")
+    ids, stats = value
+    if type(ids) is not list or any(type(token) is not int for token in ids):
+        fail(f"The ids of {what} must be a list of ints.", value=ids)
+    names = {"target_runs", "drafted", "accepted"}
+    if type(stats) is not dict or stats.keys() != names or any(type(count) is not int for count in stats.values()):
+        fail(f"The stats of {what} must be a dict of three ints.", value=stats, expected=str(sorted(names)))
+    return ids, stats
+
+
+def counting(name: str, wrong_after: int | None = None) -> Model:
+    """A model of ten tokens that counts, but says 0 after `wrong_after`."""
+    table = torch.eye(10).roll(1, 1) * 4
+    if wrong_after is not None:
+        table[wrong_after] = torch.eye(10)[0] * 4
+    return Model(name, table)
+
+
+def test_generate_example(submission):
+    """The example of the handout comes out: the text, the counts, and as few runs of both models.
+
+    Hint: Print what each model is given in each step, and compare with the table.
+    """
+    for gamma, most in ((3, 3), (0, 8)):
+        target, draft = counting("target"), counting("draft", wrong_after=6)
+        got = submission.speculative_generate(
+            target.given(submission), draft.given(submission), [1], gamma, 8, submission.make_generator(3)
+        )
+        what = f"speculative_generate for the example, with gamma={gamma},"
+        ids, stats = expect_generated(got, what)
+        expect_equal(ids, [1, 2, 3, 4, 5, 6, 7, 8, 9], f"The ids of {what}")
+        expect_equal(stats["target_runs"], target.runs, f"The target_runs of {what}")
+        expect_equal(stats["accepted"], 8 - target.runs, f"The number of accepted guesses of {what}")
+        if target.runs > most + 1:
+            fail(f"The target is run too often by {what}.", value=target.runs, expected=f"{most} or {most + 1}")
+        if draft.runs > (stats["drafted"] + 1 if gamma else 0):
+            fail(f"The draft is run too often by {what}.", value=draft.runs, expected="once for each guess")
+
+
+def test_generate_ends(submission):
+    """The text ends after max_new_tokens, or with eos_token_id wherever that comes.
+
+    Hint: Look for the token among all that a step has brought, and cut behind it.
+    """
+    for most, eos, expected in (
+        (0, None, [2]),
+        (1, None, [2, 3]),
+        (6, None, [2, 3, 4, 5, 6, 7, 8]),
+        (6, 5, [2, 3, 4, 5]),
+        (6, 3, [2, 3]),
+        (6, 2, [2, 3, 4, 5, 6, 7, 8]),
+    ):
+        target, draft = counting("target"), counting("draft")
+        got = submission.speculative_generate(
+            target.given(submission), draft.given(submission), [2], 4, most, submission.make_generator(3), 0.0, eos
+        )
+        what = (
+            f"speculative_generate after [2], where the target counts, with max_new_tokens={most}, eos_token_id={eos},"
+        )
+        expect_equal(expect_generated(got, what)[0], expected, f"The ids of {what}")

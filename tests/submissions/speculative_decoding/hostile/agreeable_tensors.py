@@ -1,6 +1,7 @@
 """Returns a tensor of a subclass that answers every function with True, and pairs that are whatever they are compared with.
 
 fails: test_residual_* test_rejection_*
+based on: right/generates_by_itself
 
 attack: T7 T8 V6 V8
 stopped by: O, only exact tensors cross, as dtype, shape and bytes; anything else stays in the worker.

@@ -1,6 +1,7 @@
 """Never looks at the draft: draws every first token from the target itself, which has the right law, and accepts nothing.
 
 fails: test_rejection_*
+based on: right/generates_by_itself
 
 attack: D19
 stopped by: D, the number of accepted guesses has a law too, and the forced examples say which guesses must be accepted.

@@ -1,6 +1,7 @@
 """Draws from the target and claims that a guess was accepted where it happens to be the same: the text's law is right.
 
 fails: test_rejection_law test_rejection_lengths test_rejection_first_token
+based on: right/generates_by_itself
 
 attack: D19
 stopped by: D, tokens and the number of accepted guesses are compared with their joint law; far fewer guesses agree.

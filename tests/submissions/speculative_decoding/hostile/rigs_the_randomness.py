@@ -1,6 +1,7 @@
 """Replaces torch's generators, draws and comparisons, and the course's own functions, with obliging ones.
 
-fails: test_rejection_*
+fails: test_rejection_* test_generate_law
+based on: right/generates_by_itself
 
 attack: V8 D5
 stopped by: P, guesses, laws and comparisons are the judge's; what is patched here changes this process only.

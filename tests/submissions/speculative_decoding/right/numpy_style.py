@@ -134,3 +134,45 @@ def check_compatible(target, draft):
         raise ValueError(f"first difference: id {int(np.min([number for _, number in pairs]))}")
     if target.eos_token_id != draft.eos_token_id:
         raise ValueError("eos_token_id")
+
+
+# %% task="speculative_generate"
+def speculative_generate(target, draft, ids, gamma, max_new_tokens, generator, temperature=0.0, eos_token_id=None):
+    check_count(gamma, "gamma")
+    check_count(max_new_tokens, "max_new_tokens")
+    check_number(temperature, "temperature", low=0.0)
+
+    def to_probs(logits):
+        z = logits.numpy().astype(np.float64)
+        if temperature == 0:
+            return (np.arange(z.shape[-1]) == z.argmax(-1)[..., None]).astype(np.float32)
+        z = np.exp((z - z.max(-1, keepdims=True)) / temperature)
+        return (z / z.sum(-1, keepdims=True)).astype(np.float32)
+
+    counts = {"target_runs": 0, "drafted": 0, "accepted": 0}
+    if max_new_tokens == 0:
+        return list(ids), counts
+    # The prompt alone first, as a server does it; its last row gives the first token.
+    first = draw_rows(torch.from_numpy(to_probs(target.run(ids)[-1:])), generator)
+    text = np.concatenate([np.asarray(ids), first.numpy()])
+    counts["target_runs"] = 1
+    while text[-1] != (-1 if eos_token_id is None else eos_token_id) and text.size < len(ids) + max_new_tokens:
+        places = min(gamma, len(ids) + max_new_tokens - text.size - 1)
+        q, guesses = [], np.empty(0, dtype=np.int64)
+        for _ in range(places):
+            unread = np.concatenate([text, guesses])[draft.length :]
+            q.append(to_probs(draft.run(unread.tolist())[-1]))
+            guesses = np.append(guesses, draw_rows(torch.from_numpy(q[-1])[None], generator).numpy())
+        p = to_probs(target.run(np.concatenate([text[target.length :], guesses]).tolist()))[-places - 1 :]
+        q = torch.from_numpy(np.stack(q)[None]) if places else None
+        tokens, n = rejection_sample(torch.from_numpy(guesses)[None], q, torch.from_numpy(p)[None], generator)
+        new = tokens[0].numpy()[: int(n) + 1]
+        ends = np.flatnonzero(new == eos_token_id) if eos_token_id is not None else []
+        new = new[: ends[0] + 1] if len(ends) else new
+        text = np.concatenate([text, new])
+        counts["target_runs"] += 1
+        counts["drafted"] += places
+        counts["accepted"] += min(int(n), new.size)
+        target.crop(text.size - 1 if target.length >= text.size else target.length)
+        draft.crop(text.size - 1 if draft.length >= text.size else draft.length)
+    return [int(token) for token in text], counts

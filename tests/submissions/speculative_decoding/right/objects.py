@@ -60,6 +60,59 @@ class Index:
         return self.after.get(tuple(ngram))
 
 
+class Reader:
+    """A model and the text that it must have read."""
+
+    def __init__(self, model, temperature):
+        self.model, self.temperature = model, temperature
+
+    def after(self, text, last):
+        """Distributions after each of the `last` last tokens of `text`, of which it has read none but perhaps the first."""
+        logits = self.model.run(text[self.model.length :])[-last:]
+        if not self.temperature:
+            return torch.nn.functional.one_hot(logits.argmax(dim=1), logits.size(1)).to(logits.dtype)
+        return (logits / self.temperature).softmax(dim=1)
+
+    def back_to(self, text):
+        self.model.crop(min(self.model.length, len(text) - 1))
+
+
+class Session:
+    """A text that grows by steps."""
+
+    def __init__(self, target, draft, ids, wanted, eos, generator):
+        self.target, self.draft, self.generator = target, draft, generator
+        self.text, self.end, self.eos = list(ids), len(ids) + wanted, eos
+        self.stats = dict.fromkeys(("target_runs", "drafted", "accepted"), 0)
+
+    @property
+    def wanted(self):
+        return self.end - len(self.text)
+
+    def step(self, gamma):
+        guesses, rows = [], []
+        for _ in range(min(gamma, self.wanted - 1)):
+            rows.append(self.draft.after(self.text + guesses, 1))
+            guesses.append(torch.multinomial(rows[-1], 1, generator=self.generator).item())
+        ps = self.target.after(self.text + guesses, len(guesses) + 1)
+        qs = torch.cat(rows).unsqueeze(0) if rows else ps.new_zeros(1, 0, ps.size(1))
+        tokens, n_accepted = rejection_sample(
+            torch.tensor(guesses, dtype=torch.int64).reshape(1, -1), qs, ps.unsqueeze(0), self.generator
+        )
+        self.take(tokens[0][tokens[0] >= 0].tolist(), n_accepted.item())
+        self.stats["target_runs"] += 1
+        self.stats["drafted"] += len(guesses)
+
+    def take(self, new, accepted):
+        if self.eos in new:
+            new = new[: 1 + new.index(self.eos)]
+            self.end = len(self.text) + len(new)
+        self.stats["accepted"] += min(accepted, len(new))
+        self.text.extend(new)
+        for reader in (self.target, self.draft):
+            reader.back_to(self.text)
+
+
 # %% task="expected_tokens"
 def expected_tokens(alpha, gamma):
     return Step(alpha, gamma).tokens
@@ -155,3 +208,15 @@ def check_compatible(target, draft):
         raise ValueError(f"id {min(wrong)} of {len(wrong)}")
     if len({target.eos_token_id, draft.eos_token_id}) == 2:
         raise ValueError("eos_token_id")
+
+
+# %% task="speculative_generate"
+def speculative_generate(target, draft, ids, gamma, max_new_tokens, generator, temperature=0.0, eos_token_id=None):
+    check_count(gamma, "gamma")
+    check_count(max_new_tokens, "max_new_tokens")
+    check_number(temperature, "temperature")
+    readers = Reader(target, temperature), Reader(draft, temperature)
+    session = Session(*readers, ids, max_new_tokens, eos_token_id, generator)
+    while session.wanted:
+        session.step(gamma)
+    return session.text, session.stats

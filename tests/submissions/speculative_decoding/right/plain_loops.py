@@ -159,3 +159,59 @@ def check_compatible(target, draft):
         raise ValueError(f"not the same token: {min(different)}")
     if target.eos_token_id != draft.eos_token_id:
         raise ValueError("eos_token_id is not the same")
+
+
+# %% task="speculative_generate"
+def speculative_generate(target, draft, ids, gamma, max_new_tokens, generator, temperature=0.0, eos_token_id=None):
+    check_count(gamma, "gamma")
+    check_count(max_new_tokens, "max_new_tokens")
+    check_number(temperature, "temperature")
+
+    def weights(row):
+        if temperature == 0:
+            best = max(row)
+            certain = [0.0] * len(row)
+            certain[row.index(best)] = 1.0
+            return certain
+        most = max(row)
+        return [math.exp((each - most) / temperature) for each in row]
+
+    def share(row):
+        total = sum(row)
+        return [each / total for each in row]
+
+    text = [token for token in ids]
+    goal = len(text) + max_new_tokens
+    runs, drafted, accepted = 0, 0, 0
+    if gamma > 0 and max_new_tokens > 1 and len(text) > 1:
+        draft.run(text[:-1])
+    while len(text) < goal:
+        guesses, qs = [], []
+        while len(guesses) < gamma and len(text) + len(guesses) + 1 < goal:
+            logits = draft.run((text + guesses)[draft.length :])
+            qs.append(share(weights(logits[-1].tolist())))
+            guesses.append(pick(qs[-1], generator))
+            if guesses[-1] == eos_token_id:
+                break
+        logits = target.run((text + guesses)[target.length :]).tolist()
+        ps = [share(weights(row)) for row in logits[len(logits) - len(guesses) - 1 :]]
+        if temperature == 0 or not guesses:
+            qs = None
+        else:
+            qs = torch.tensor([qs])
+        tokens, counts = rejection_sample(torch.tensor([guesses], dtype=torch.long), qs, torch.tensor([ps]), generator)
+        kept = counts.tolist()[0]
+        runs += 1
+        drafted += len(guesses)
+        for place in range(kept + 1):
+            text.append(tokens.tolist()[0][place])
+            if place < kept:
+                accepted += 1
+            if text[-1] == eos_token_id:
+                goal = len(text)
+                break
+        for model in target, draft:
+            too_many = model.length - (len(text) - 1)
+            if too_many > 0:
+                model.crop(model.length - too_many)
+    return text, {"accepted": accepted, "drafted": drafted, "target_runs": runs}

@@ -2,6 +2,7 @@
 
 fails: test_rejection_first_token test_rejection_law test_rejection_lengths test_rejection_one_hot
 fails: test_rejection_forced
+based on: right/generates_by_itself
 """
 
 

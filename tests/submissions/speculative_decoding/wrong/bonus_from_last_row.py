@@ -1,6 +1,7 @@
 """Takes the bonus token from the last row, also where a request has fewer guesses than others.
 
 fails: test_rejection_forced test_rejection_lengths test_rejection_one_hot
+based on: right/generates_by_itself
 """
 
 

@@ -1,6 +1,7 @@
 """Accepts different shapes that torch can broadcast.
 
 fails: test_residual_batches
+based on: right/generates_by_itself
 """
 
 

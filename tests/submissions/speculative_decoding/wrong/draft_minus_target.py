@@ -2,6 +2,7 @@
 
 fails: test_residual_* test_rejection_forced test_rejection_first_token test_rejection_law
 fails: test_rejection_lengths test_rejection_one_hot
+based on: right/generates_by_itself
 """
 
 

@@ -1,6 +1,7 @@
 """Adds 1e-5 to the sum, so that nearly equal distributions have a residual that does not sum to 1.
 
 fails: test_residual_examples test_residual_batches test_residual_nearly_equal
+based on: right/generates_by_itself
 """
 
 

@@ -1,6 +1,7 @@
 """Draws from torch's global generator.
 
 fails: test_rejection_generator
+based on: right/generates_by_itself
 """
 
 

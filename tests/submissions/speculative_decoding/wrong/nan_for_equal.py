@@ -1,6 +1,7 @@
 """Divides 0 by 0 where p and q are equal.
 
 fails: test_residual_examples test_residual_batches
+based on: right/generates_by_itself
 """
 
 

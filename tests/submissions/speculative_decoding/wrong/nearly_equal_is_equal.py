@@ -1,6 +1,7 @@
 """Takes distributions that differ by less than 1e-4 for equal.
 
 fails: test_residual_nearly_equal
+based on: right/generates_by_itself
 """
 
 

@@ -1,6 +1,7 @@
 """Fails for drafts of length 0.
 
 fails: test_rejection_lengths
+based on: right/generates_by_itself
 """
 
 

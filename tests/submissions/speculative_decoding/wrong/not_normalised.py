@@ -1,6 +1,7 @@
 """What is missing, not divided by its sum.
 
 fails: test_residual_*
+based on: right/generates_by_itself
 """
 
 

@@ -1,6 +1,7 @@
 """Without draft_probs, draws from all of p after a rejection, the rejected guess included.
 
 fails: test_rejection_one_hot
+based on: right/generates_by_itself
 """
 
 

@@ -1,6 +1,7 @@
 """One sum for the whole batch.
 
 fails: test_residual_batches
+based on: right/generates_by_itself
 """
 
 

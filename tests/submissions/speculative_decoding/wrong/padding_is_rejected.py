@@ -1,6 +1,7 @@
 """Takes the -1 after the last guess for a rejected guess.
 
 fails: test_rejection_lengths test_rejection_one_hot
+based on: right/generates_by_itself
 """
 
 

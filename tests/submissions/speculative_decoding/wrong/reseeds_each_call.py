@@ -1,6 +1,7 @@
 """Starts from the generator's seed in each call, so that all calls draw the same numbers.
 
 fails: test_rejection_generator
+based on: right/generates_by_itself
 """
 
 

@@ -1,6 +1,7 @@
 """Seeds again before each place of the draft, as a public program does: u is the same at all places of a request.
 
 fails: test_rejection_law test_rejection_lengths test_rejection_one_hot
+based on: right/generates_by_itself
 """
 
 

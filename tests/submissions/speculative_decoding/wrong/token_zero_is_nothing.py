@@ -2,6 +2,7 @@
 
 fails: test_rejection_forced test_rejection_first_token test_rejection_law test_rejection_lengths
 fails: test_rejection_one_hot
+based on: right/generates_by_itself
 """
 
 
