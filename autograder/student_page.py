@@ -6,6 +6,7 @@ through, which is author text and the judge's own measurements; no seed, no with
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
@@ -18,6 +19,8 @@ from autograder.spec import Assignment, Check
 
 __all__ = ["Book", "Cell", "Section", "Speed", "StudentPage", "TaskPart", "student_page"]
 
+MOST_OWN_CELLS = 100
+"""Cells that are not graded and shown all the same; nobody has so many, and a page must not grow without end."""
 SPEED = {"speedup", "speedup_low", "speedup_high", "speedup_asked"}
 
 
@@ -103,6 +106,8 @@ class StudentPage:
     tasks: tuple[TaskPart, ...]
     speeds: tuple[Speed, ...]
     sections: tuple[Section, ...]
+    left_out: int
+    """Cells of the student's own that are not shown."""
     book: Book | None
     machine: tuple[str, ...]
 
@@ -117,7 +122,9 @@ def student_page(
 ) -> StudentPage:
     """The page of `result`; `cells` are those of the submitted notebook, in order. Total, like `grade.score`."""
     scored = score(assignment, result.findings, result.withheld)
-    sections = _sections(cells)
+    own = itertools.count(1)
+    kept = [cell for cell in cells if cell.kind != "own" or next(own) <= MOST_OWN_CELLS]
+    sections = _sections(kept)
     at = {cell.name: section for section in sections for cell in section.cells if cell.kind == "task"}
     parts = tuple(
         _part(assignment, result, task, at.get(task.task), None if book is None else book.tasks.get(task.task))
@@ -133,6 +140,7 @@ def student_page(
         tasks=parts,
         speeds=tuple(_speeds(assignment, result)),
         sections=sections,
+        left_out=len(cells) - len(kept),
         book=None if scored.withheld else book,
         machine=tuple(machine(result.machine)),
     )

@@ -24,7 +24,7 @@ from autograder.feedback_export import cells
 from autograder.finding import NOT_IMPLEMENTED, Finding, Outcome
 from autograder.results import Result
 from autograder.spec import Assignment, Check
-from autograder.student_page import Book, student_page
+from autograder.student_page import Book, Cell, student_page
 from autograder.suite import load_assignment
 
 ASSIGNMENT: Assignment = load_assignment("kv_cache")
@@ -254,9 +254,19 @@ def test_partial_credit_and_the_interval_are_told_in_words_too() -> None:
 def test_no_submission_makes_a_page_too_large(text: str) -> None:
     """Whatever it returns, prints and contains, the page stays below a megabyte and keeps the verdicts."""
     texts = dict.fromkeys(("message", "value", "expected", "printed"), text * 20)
-    page = html_of(judged(rest=Outcome.FAILED, **texts), Book(0.0), text * 500)
+    findings = judged(rest=Outcome.FAILED, **texts)
+    page = html_of(findings, Book(0.0), text * 500)
     assert len(page.encode()) <= html_pages.MOST_BYTES
     assert page.count("✗ FAILED") >= len(ASSIGNMENT.checks)
+
+
+def test_no_number_of_cells_makes_a_page_too_large() -> None:
+    """Who adds ten thousand cells is shown a hundred, and told so; the code of the tasks is there."""
+    many = [Cell("own", "1")] * 10_000 + [Cell("task", "def kv_bytes_per_token(): ...", "kv_bytes_per_token")]
+    page = html_pages.student_html(student_page(ASSIGNMENT, result(half()), many))
+    assert len(page.encode()) <= html_pages.MOST_BYTES
+    assert "9900 more cells that are not graded are left out here." in page
+    assert "def kv_bytes_per_token(): ..." in page
 
 
 def test_equal_results_give_equal_pages() -> None:
@@ -381,7 +391,7 @@ class Browser:
             "Emulation.setDeviceMetricsOverride", width=width, height=900, deviceScaleFactor=1, mobile=width == PHONE
         )
         scheme = {"name": "prefers-color-scheme", "value": "dark" if dark else "light"}
-        self.call("Emulation.setEmulatedMedia", features=[scheme])
+        self.call("Emulation.setEmulatedMedia", media="", features=[scheme])
         self.call("Page.navigate", url=path.as_uri())
         while not any(event["method"] == "Page.loadEventFired" for event in self.events):
             self._read()
@@ -502,6 +512,17 @@ def test_the_table_is_sorted_by_keyboard(browser: Browser, files: dict[str, Path
         assert shown[len(values) :] == ["–"] * 5
         assert browser.run("document.querySelectorAll('table.sortable th[aria-sort]').length") == 1
         assert browser.run("document.querySelectorAll('button.sort')[2].parentElement.ariaSort") == direction
+
+
+def test_what_is_folded_is_printed(browser: Browser, files: dict[str, Path]) -> None:
+    """On paper nobody can unfold: all checks are there, in dark colours on white, whatever the screen has."""
+    browser.open(files["half marks"], dark=True)
+    visible = "[...document.querySelectorAll('details.print > :last-child')].map(each => each.checkVisibility())"
+    assert set(browser.run(visible)) == {False}
+    scheme = {"name": "prefers-color-scheme", "value": "dark"}
+    browser.call("Emulation.setEmulatedMedia", media="print", features=[scheme])
+    assert set(browser.run(visible)) == {True}
+    assert browser.run("getComputedStyle(document.body).backgroundColor") == "rgb(255, 255, 255)"
 
 
 def test_links_to_the_handout_open_its_section(browser: Browser, files: dict[str, Path]) -> None:
