@@ -12,7 +12,7 @@ from typing import Any
 
 from nbconvert.exporters import Exporter, HTMLExporter
 
-from autograder import html_pages, results, suite
+from autograder import html_pages, results
 from autograder.errors import AutograderError
 from autograder.signing import PublicKey
 from autograder.student_page import Book, Cell, student_page
@@ -43,8 +43,8 @@ class StudentPageExporter(HTMLExporter):
                 f"The result that {student}'s notebook for {name} was graded from is not there. "
                 f"Grade again, then generate the feedback again: autograder grade {name}"
             )
-        book = Book(float(about["score"]), float(about["late_penalty"]), dict(_entered(nb)))
-        page = student_page(suite.load_assignment(name), result, tuple(cells(nb)), book)
+        book = Book(max(0.0, float(about["score"])), float(about["late_penalty"]), dict(_entered(nb)))
+        page = student_page(result, tuple(cells(nb)), book)
         return html_pages.student_html(page), resources
 
     def _root(self) -> Path:

@@ -70,7 +70,7 @@ def write(name: str, start: Path, steps: Steps) -> Written:
             file, result, problem = _result(loaded, folder, job, tier, signer)
             page = ""
             if result is not None:
-                html = _student_html(loaded, folder, result, released, book.get(job.student))
+                html = _student_html(folder, result, released, book.get(job.student))
                 _write(target / STUDENTS / f"{job.student}.html", html)
                 page = f"{STUDENTS}/{urllib.parse.quote(job.student)}.html"
             recorded = book.get(job.student)
@@ -107,9 +107,7 @@ def _released(name: str) -> tuple[Cell, ...]:
     return tuple(feedback_export.cells(nbformat.read(path, as_version=4)))
 
 
-def _student_html(
-    loaded: Suite, folder: Path, result: Result, released: Sequence[Cell], recorded: Recorded | None
-) -> str:
+def _student_html(folder: Path, result: Result, released: Sequence[Cell], recorded: Recorded | None) -> str:
     """A student's page, with what was judged in the cells of the release."""
     try:
         answers = results.kept(folder / "results", result).answers
@@ -121,8 +119,10 @@ def _student_html(
         ]
     except Refused:  # the copy is gone; the findings are not
         cells = []
-    book = Book(recorded.total, recorded.late_penalty) if recorded else None
-    return html_pages.student_html(student_page(loaded.assignment, result, cells, book))
+    book = None
+    if recorded:
+        book = Book(recorded.total, recorded.late_penalty, {name: task.points for name, task in recorded.tasks.items()})
+    return html_pages.student_html(student_page(result, cells, book))
 
 
 def _csv(page: ClassPage) -> str:

@@ -1,4 +1,4 @@
-"""What stands on a student's page, from the assignment, a stored result, the notebook and the gradebook.
+"""What stands on a student's page, from a stored result, the notebook and the gradebook.
 
 A pure function without any markup (`autograder.html_pages` has that). Of hidden checks it takes what `feedback.rows` lets
 through, which is author text and the judge's own measurements; no seed, no withheld reason of a single check.
@@ -15,7 +15,7 @@ from autograder.feedback import Row, rows
 from autograder.finding import Finding, Outcome
 from autograder.grade import WITHHOLDING, TaskScore, score
 from autograder.results import Result
-from autograder.spec import Assignment, Check
+from autograder.spec import Check
 
 __all__ = ["Book", "Cell", "Section", "Speed", "StudentPage", "TaskPart", "student_page"]
 
@@ -117,17 +117,19 @@ class StudentPage:
         return self.book.total if self.book else self.points
 
 
-def student_page(
-    assignment: Assignment, result: Result, cells: Sequence[Cell] = (), book: Book | None = None
-) -> StudentPage:
-    """The page of `result`; `cells` are those of the submitted notebook, in order. Total, like `grade.score`."""
+def student_page(result: Result, cells: Sequence[Cell] = (), book: Book | None = None) -> StudentPage:
+    """The page of `result`, under the spec it was judged by; `cells` are those of the submitted notebook, in order.
+
+    Total, like `grade.score`.
+    """
+    assignment = result.spec
     scored = score(assignment, result.findings, result.withheld)
     own = itertools.count(1)
     kept = [cell for cell in cells if cell.kind != "own" or next(own) <= MOST_OWN_CELLS]
     sections = _sections(kept)
     at = {cell.name: section for section in sections for cell in section.cells if cell.kind == "task"}
     parts = tuple(
-        _part(assignment, result, task, at.get(task.task), None if book is None else book.tasks.get(task.task))
+        _part(result, task, at.get(task.task), None if book is None else book.tasks.get(task.task))
         for task in scored.tasks
     )
     return StudentPage(
@@ -138,7 +140,7 @@ def student_page(
         withheld=bool(scored.withheld),
         whole=result.withheld,
         tasks=parts,
-        speeds=tuple(_speeds(assignment, result)),
+        speeds=tuple(_speeds(result)),
         sections=sections,
         left_out=len(cells) - len(kept),
         book=None if scored.withheld else book,
@@ -146,14 +148,12 @@ def student_page(
     )
 
 
-def _part(
-    assignment: Assignment, result: Result, scored: TaskScore, section: Section | None, entered: float | None
-) -> TaskPart:
-    shown = rows(assignment, result.findings, scored.task)
+def _part(result: Result, scored: TaskScore, section: Section | None, entered: float | None) -> TaskPart:
+    shown = rows(result.spec, result.findings, scored.task)
     by_hand = None if entered is None or abs(entered - scored.points) < 1e-9 else entered
     return TaskPart(
         name=scored.task,
-        title=assignment.task(scored.task).title,
+        title=result.spec.task(scored.task).title,
         points=scored.points,
         max_points=scored.max_points,
         by_hand=by_hand,
@@ -165,9 +165,9 @@ def _part(
     )
 
 
-def _speeds(assignment: Assignment, result: Result) -> Iterable[Speed]:
-    checks = {check.name: check for check in assignment.checks}
-    shown = {row.check: row for row in rows(assignment, result.findings)}
+def _speeds(result: Result) -> Iterable[Speed]:
+    checks = {check.name: check for check in result.spec.checks}
+    shown = {row.check: row for row in rows(result.spec, result.findings)}
     for finding in result.findings:
         if finding.check in checks and finding.measurements.keys() >= SPEED:
             yield _speed(checks[finding.check], finding, shown[finding.check])

@@ -76,7 +76,8 @@ def speed(outcome: Outcome, ratio: float, **fields: Any) -> Finding:
 def result(findings: list[Finding], **fields: Any) -> Result:
     """A stored result with these findings."""
     known: dict[str, Any] = {
-        "assignment": ASSIGNMENT.name, "student": "ada", "source": "kv_cache.ipynb", "submission_hash": "a" * 64,
+        "assignment": ASSIGNMENT.name, "spec": ASSIGNMENT, "student": "ada", "source": "kv_cache.ipynb",
+        "submission_hash": "a" * 64,
         "submission_copy": "c" * 64, "suite_hash": "b" * 64, "release": "d50903a38012d5b5", "framework": "0.1.0",
         "tier": "cpu", "seed": 8765432187654321, "seconds": 1.2, "withheld": [], "remarks": [], "findings": findings,
         "isolation": {"name": "namespaces", "level": 3, "walls": [], "refused": []},
@@ -104,7 +105,7 @@ def html_of(findings: list[Finding], book: Book | None = None, source: str | Non
     for cell in notebook.cells:
         if source is not None and "task" in cell.metadata:
             cell.metadata.nbgrader["comment"] = source
-    return html_pages.student_html(student_page(ASSIGNMENT, result(findings, **fields), tuple(cells(notebook)), book))
+    return html_pages.student_html(student_page(result(findings, **fields), tuple(cells(notebook)), book))
 
 
 def half() -> list[Finding]:
@@ -263,10 +264,18 @@ def test_no_submission_makes_a_page_too_large(text: str) -> None:
 def test_no_number_of_cells_makes_a_page_too_large() -> None:
     """Who adds ten thousand cells is shown a hundred, and told so; the code of the tasks is there."""
     many = [Cell("own", "1")] * 10_000 + [Cell("task", "def kv_bytes_per_token(): ...", "kv_bytes_per_token")]
-    page = html_pages.student_html(student_page(ASSIGNMENT, result(half()), many))
+    page = html_pages.student_html(student_page(result(half()), many))
     assert len(page.encode()) <= html_pages.MOST_BYTES
     assert "9900 more cells that are not graded are left out here." in page
     assert "def kv_bytes_per_token(): ..." in page
+
+
+def test_figures_beside_a_verdict_are_shown_where_a_check_passed_too() -> None:
+    """What a check measured without resting on it stands under its sentence."""
+    check = ASSIGNMENT.checks[0]
+    page = html_of(judged(finding(check, Outcome.PASSED, measurements={"bytes_read": 4096.0})))
+    passed = page[page.index('id="passed"') :]
+    assert "bytes_read 4,096" in passed
 
 
 def test_equal_results_give_equal_pages() -> None:
