@@ -248,16 +248,26 @@ def explain(
 @app.command()
 def export(
     name: Annotated[str, typer.Argument(help="The assignment.")],
-    format_: Annotated[str, typer.Option("--format", help="junit: findings, for CI servers and IDEs.")],
-    output: Annotated[Path, typer.Option("--output", "-o", help="The file to write.")],
+    format_: Annotated[str, typer.Option("--format", help="Grades: csv, canvas or moodle. Findings: junit.")],
+    output: Annotated[Path | None, typer.Option("--output", "-o", help="The file to write.")] = None,
+    sheet: Annotated[
+        Path | None, typer.Option("--sheet", help="The CSV file that Canvas or Moodle exported, to be filled in.")
+    ] = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Show what is different; write nothing.")] = False,
+    column: Annotated[str | None, typer.Option("--column", help="Title of the grade column.")] = None,
+    identifier: Annotated[
+        str | None, typer.Option("--identifier", help="Title of the column that names students.")
+    ] = None,
     course: Course = Path("."),
 ) -> None:
-    """Write what was found to a file that other tools read."""
+    """Give grades out, or findings to other tools. Exit status 1 if a grade found no row in the sheet."""
     from autograder import export as exports
 
     with _sentences():
-        said = exports.export_junit(name, course, output)
-    console.print(said, markup=False, highlight=False, soft_wrap=True)
+        code = exports.export(
+            name, course, format_, output, console, sheet=sheet, dry_run=dry_run, column=column, identifier=identifier
+        )
+    raise typer.Exit(code)
 
 
 @app.command()

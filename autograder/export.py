@@ -1,8 +1,7 @@
-"""Files for other tools: `autograder export`.
+"""Files for other tools: `autograder export` gives grades out (`autograder.gradesheet`) and findings (`autograder.junit`).
 
-    junit       findings as JUnit XML (`autograder.junit`)
-
-A file is written to a temporary name, synced and renamed: it is the old one or the whole new one.
+What differs from the sheet that is there already is shown before it is written; a second time nothing does. A file is
+written to a temporary name, synced and renamed: it is the old one or the whole new one.
 """
 
 from __future__ import annotations
@@ -12,21 +11,56 @@ import os
 import tempfile
 from pathlib import Path
 
-from autograder import explain, junit
+from rich.console import Console
+from rich.table import Table
+
+from autograder import explain, gradesheet, junit, suite
 from autograder.errors import AutograderError
+from autograder.gradesheet import ExportError
+from autograder.roster import roster
 
-__all__ = ["ExportError", "export_junit", "write"]
-
-
-class ExportError(AutograderError):
-    """Nothing was exported. The text says why and what next; no file was changed."""
+__all__ = ["export", "write"]
 
 
-def export_junit(name: str, start: Path, output: Path) -> str:
-    """Write the findings of an assignment to `output` as JUnit XML; gives what was done, in a sentence.
+def export(
+    name: str, start: Path, format_: str, output: Path | None, console: Console, *, sheet: Path | None = None,
+    dry_run: bool = False, column: str | None = None, identifier: str | None = None,
+) -> int:  # fmt: skip
+    """The command: show what is different, write it unless it is a dry run; gives the exit status.
 
-    Raises `ExportError`, `CourseError`, `UnknownAssignment`.
+    Raises `ExportError`, `SheetError`, `CourseError`, `UnknownAssignment`.
     """
+    if output is None and not dry_run:
+        raise ExportError("Where to? Give the file with --output, or look first with --dry-run.")
+    if format_ == "junit":
+        if output is None or dry_run:
+            raise ExportError("Findings are no sheet of grades: give --output, and no --dry-run.")
+        console.print(_findings(name, start, output), markup=False, highlight=False, soft_wrap=True)
+        return 0
+    title = suite.load_assignment(name).title
+    done = gradesheet.fill(roster(name, start), name, title, format_, sheet, column=column, identifier=identifier)
+    table = Table(title=f"{name}: grades that {sheet or 'a new sheet'} does not have", title_justify="left")
+    for heading in ("student", "there", "here"):
+        table.add_column(heading, overflow="fold", justify="left" if heading == "student" else "right")
+    for change in done.changes:
+        table.add_row(*map(explain.shown, (change.student, change.there or "–", change.here)))
+    if done.changes:
+        console.print(table)
+    for message in done.messages:
+        console.print(explain.shown(message), highlight=False, soft_wrap=True)
+    said = f"{len(done.changes)} grades to fill in, {done.same} are there already"
+    said += f", {done.lost} have no row (see above)" if done.lost else ""
+    if dry_run:
+        said += ". Dry run: nothing was written."
+    elif output is not None:
+        write(output, done.content)
+        said += f". {output} is written."
+    console.print(said, markup=False, highlight=False, soft_wrap=True)
+    return int(done.lost > 0)
+
+
+def _findings(name: str, start: Path, output: Path) -> str:
+    """Write the findings of an assignment as JUnit XML; gives what was done, in a sentence."""
     graded = explain.explain_class(name, start)
     if not graded:
         raise ExportError(

@@ -28,7 +28,18 @@ from autograder.results import Result
 if TYPE_CHECKING:
     from autograder.signing import PublicKey
 
-__all__ = ["Entered", "Recorded", "RecordedTask", "enter", "forecast", "maxima", "recorded", "shown"]
+__all__ = [
+    "Entered",
+    "Recorded",
+    "RecordedTask",
+    "Student",
+    "enter",
+    "forecast",
+    "maxima",
+    "recorded",
+    "shown",
+    "students",
+]
 
 CELL = "check_"
 """Prefix of the grade cells' ids; the rest is the task."""
@@ -79,6 +90,17 @@ class Recorded:
 
 
 @dataclass(frozen=True)
+class Student:
+    """What nbgrader's database says about a person; empty where it says nothing."""
+
+    last_name: str = ""
+    first_name: str = ""
+    email: str = ""
+    lms: str = ""
+    """The id in a learning management system."""
+
+
+@dataclass(frozen=True)
 class Entered:
     """What entering one result came to: entered, unchanged, or the reason why not."""
 
@@ -91,6 +113,17 @@ def recorded(folder: Path, name: str) -> dict[str, Recorded]:
     """What the gradebook says of assignment `name`, by student; nobody without a score. Raises `CourseError`."""
     with _usable(folder):
         return _recorded(folder, name)
+
+
+def students(folder: Path) -> dict[str, Student]:
+    """Everybody in nbgrader's database. Raises `CourseError`."""
+    with _usable(folder), build.quiet_nbgrader(), Gradebook(_db_url(folder)) as book:
+        return {
+            student.id: Student(
+                student.last_name or "", student.first_name or "", student.email or "", student.lms_user_id or ""
+            )
+            for student in book.students
+        }
 
 
 @contextlib.contextmanager
