@@ -32,7 +32,7 @@ configure(c, isolation={isolation!r})
 
 c.CourseDirectory.course_id = {course_id!r}
 {exchange}
-# c.CourseDirectory.db_url = "postgresql:///gradebook"
+# c.CourseDirectory.db_url = "postgresql+psycopg:///gradebook"
 # c.LateSubmissionPlugin.penalty_method = "zero"
 '''
 

@@ -7,6 +7,7 @@ import dataclasses
 import json
 import logging
 import math
+import os
 import re
 import shlex
 from collections.abc import Callable, Iterable, Iterator
@@ -17,6 +18,7 @@ from typing import TYPE_CHECKING
 from nbgrader.api import Gradebook, MissingEntry
 from nbgrader.preprocessors import AssignLatePenalties
 from nbgrader.utils import parse_utc
+from sqlalchemy import make_url
 from sqlalchemy import text as sql
 from sqlalchemy.exc import SQLAlchemyError
 
@@ -43,6 +45,8 @@ __all__ = [
 
 CELL = "check_"
 """Prefix of the grade cells' ids; the rest is the task."""
+# PostgreSQL waits for ever for what somebody else has locked; SQLite gives up after 5 s.
+os.environ.setdefault("PGOPTIONS", "-c lock_timeout=10s")
 # nbgrader tells this logger what we tell in a sentence; without any handler Python would print it.
 logging.getLogger("tornado.application").addHandler(logging.NullHandler())
 
@@ -134,13 +138,17 @@ def _usable(folder: Path) -> Iterator[None]:
     except SQLAlchemyError as error:
         why = str(error.__cause__ or error).splitlines()[0]
         raise course.CourseError(
-            f"nbgrader's gradebook {_db_url(folder)} cannot be used: {why}. {_mend(why)}"
+            f"nbgrader's gradebook {make_url(_db_url(folder)).render_as_string()} cannot be used: {why}. {_mend(why)}"
         ) from error
 
 
 def _mend(why: str) -> str:
     """What to do about what a database said."""
-    remedy = "close what else works with the gradebook" if "locked" in why else "make room or mend the gradebook"
+    remedy = (
+        "close what else works with the gradebook"
+        if re.search(r"locked|lock timeout|deadlock", why)
+        else "make room or mend the gradebook"
+    )
     return f"Results are stored: {remedy}, then run the same command again."
 
 
