@@ -10,7 +10,7 @@ import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Annotated, NoReturn
+from typing import Annotated, Literal, NoReturn
 
 # One thread each: this process forks judges, and a thread pool does not survive a fork. Set before torch is imported.
 for _name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"):
@@ -184,6 +184,12 @@ def grade(
     as_json: Annotated[
         bool, typer.Option("--json", help="Print one JSON object (schemas/grades.schema.json); all else to stderr.")
     ] = False,
+    executor: Annotated[Literal["local", "ray"], typer.Option("--executor", help="This machine, or a Ray cluster.")] = (
+        "local"
+    ),
+    address: Annotated[
+        str | None, typer.Option("--address", help="The Ray cluster, HOST:PORT; this machine's by default.")
+    ] = None,
     plain: Plain = False,
 ) -> None:
     """Grade everything under submitted/ and enter it into the gradebook. Does what is missing, nothing twice."""
@@ -193,7 +199,7 @@ def grade(
 
         outcome = run.grade_course(
             name, course, students=student or [], force=force, isolation=isolation, enter=import_, workers=workers,
-            sign=sign, steps=Steps(said, plain=plain),
+            sign=sign, steps=Steps(said, plain=plain), executor=executor, address=address,
         )  # fmt: skip
     run.print_grades(outcome, said)
     if as_json:
@@ -201,6 +207,14 @@ def grade(
 
         print(schema.dump(schema.grades(outcome)))
     raise typer.Exit(outcome.code)
+
+
+@app.command(hidden=True)
+def node() -> None:
+    """Judge for a command on another machine, which talks to this one in lines of JSON."""
+    from autograder import node as nodes
+
+    nodes.main()
 
 
 @app.command()

@@ -21,7 +21,7 @@ import time
 from collections.abc import Callable, Collection, Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol
 
 from pydantic import BaseModel
 
@@ -42,7 +42,8 @@ from gpu_env import device, models
 if TYPE_CHECKING:
     from autograder.signing import PublicKey, SigningKey
 
-__all__ = ["Graded", "Grader", "Job", "discover", "first_interrupt", "result_file", "stored"]
+__all__ = ["Executor", "Graded", "Grader", "Inbox", "Job", "discover", "first_interrupt", "graded_as"]
+__all__ += ["isolation_record", "model_hashes", "result_file", "store", "stored"]
 
 JUDGE_TRIES = 2
 DOUBTFUL_TRIES = JUDGE_TRIES + UNEXPLAINED
@@ -132,7 +133,7 @@ def stored(
         return None
     if any(each.outcome in PASSING for each in result.findings):
         return None
-    return _graded(loaded, result, fresh=False)
+    return graded_as(loaded, result, fresh=False)
 
 
 def result_file(loaded: Suite, folder: Path, job: Job, tier: str = "cpu") -> Path:
@@ -142,7 +143,7 @@ def result_file(loaded: Suite, folder: Path, job: Job, tier: str = "cpu") -> Pat
     return results.path(folder, loaded.assignment.name, job.student, name)
 
 
-def _model_hashes(assignment: Assignment) -> dict[str, str]:
+def model_hashes(assignment: Assignment) -> dict[str, str]:
     """The models that lie here, for oracles or workers: name to SHA-256 of the manifest, which has that of every file."""
     found = {}
     for name in sorted({*models.CATALOGUE, *assignment.models}):
@@ -151,17 +152,58 @@ def _model_hashes(assignment: Assignment) -> dict[str, str]:
     return found
 
 
-def _graded(loaded: Suite, result: Result, *, fresh: bool) -> Graded:
+def isolation_record(sandbox: Sandbox) -> IsolationRecord:
+    """The isolation in force, for results."""
+    used = sandbox.isolation
+    return IsolationRecord(name=used.name, level=used.level, walls=used.walls, refused=used.refused)
+
+
+def store(loaded: Suite, folder: Path, job: Job, result: Result, signing_key: SigningKey | None = None) -> None:
+    """Store `result`, and a copy of what was judged for it. Raises `StoreError`."""
+    assert job.submission is not None
+    results.keep(folder, job.submission)
+    results.save(result_file(loaded, folder, job, result.tier), result, signing_key)
+
+
+def graded_as(loaded: Suite, result: Result, *, fresh: bool) -> Graded:
+    """What became of a job whose findings are those of `result`."""
     return Graded(result.student, result, score(loaded.assignment, result.findings, result.withheld), fresh=fresh)
+
+
+class Executor(Protocol):
+    """Whoever grades: this machine (`Grader`) or several (`autograder.cluster`)."""
+
+    stopping: bool
+    """No further job is started."""
+
+    @property
+    def isolation(self) -> str:
+        """The isolation in force, in words; known once it is warm."""
+
+    def warm_up(self) -> None:
+        """Get ready to judge. Raises what its parts raise."""
+
+    def grade(self, jobs: Iterable[Job], done: Callable[[Graded], None]) -> None:
+        """Judge `jobs`; `done` is called with each as it ends, its result stored. Ctrl-C finishes what runs."""
+
+
+class Inbox(Protocol):
+    """Jobs that come while others run."""
+
+    def fileno(self) -> int:
+        """What to wait for."""
+
+    def read(self) -> list[Job] | None:
+        """The jobs that have come, or `None` if there will be no more. Called when there is something to read."""
 
 
 @dataclass
 class Grader:
-    """Grades submissions of one suite in one sandbox, results under `folder`."""
+    """Grades submissions of one suite in one sandbox, results under `folder`; without one, `done` has to store them."""
 
     suite: Suite
     sandbox: Sandbox
-    folder: Path
+    folder: Path | None
     workers: int = field(
         default_factory=lambda: len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else 1
     )
@@ -170,6 +212,11 @@ class Grader:
     stopping: bool = False
     wait_s: float = WAIT_S
 
+    @property
+    def isolation(self) -> str:
+        """The isolation in force, in words."""
+        return f"{self.sandbox.isolation.name} (level {self.sandbox.isolation.level})"
+
     def warm_up(self) -> None:
         """Load what all judges share: the suite's modules, the values of its oracles, what pytest imports."""
         rehearse(self.suite.assignment, self.suite.files, self.suite.manifest, self.sandbox)
@@ -177,8 +224,8 @@ class Grader:
         gc.collect()
         gc.freeze()  # the collector of a fork must not touch, and so copy, what is shared
 
-    def grade(self, jobs: Iterable[Job], done: Callable[[Graded], None]) -> None:
-        """Judge `jobs` in parallel; `done` is called with each as it ends, its result stored.
+    def grade(self, jobs: Iterable[Job], done: Callable[[Graded], None], inbox: Inbox | None = None) -> None:
+        """Judge `jobs`, and those that come by `inbox`, in parallel; `done` is called with each as it ends, its result stored.
 
         After `stop` (or Ctrl-C) no further job is started, those running are finished; a second Ctrl-C ends them too.
         Raises `StoreError` when results cannot be written; what was stored stays.
@@ -186,8 +233,10 @@ class Grader:
         waiting = [_Try(job) for job in jobs][::-1]
         running: dict[int, _Running] = {}
         with selectors.DefaultSelector() as selector, first_interrupt(self.stop):
+            if inbox:
+                selector.register(inbox, selectors.EVENT_READ)
             try:
-                while running or (waiting and not self.stopping):
+                while running or ((waiting or inbox) and not self.stopping):
                     while waiting and self._may_start(waiting[-1], running.values()):
                         attempt = waiting.pop()
                         try:
@@ -199,7 +248,13 @@ class Grader:
                         running[started.pipe] = started
                         selector.register(started.pipe, selectors.EVENT_READ)
                     for ready, _ in selector.select(timeout=0.2):
-                        running[ready.fd].read()
+                        if ready.fd in running:
+                            running[ready.fd].read()
+                        elif inbox and (more := inbox.read()) is not None:
+                            waiting[:0] = [_Try(job) for job in more[::-1]]
+                        elif inbox:
+                            selector.unregister(inbox)
+                            inbox = None
                     for each in [each for each in running.values() if each.over(self._patience())]:
                         selector.unregister(each.pipe)
                         del running[each.pipe]
@@ -337,23 +392,20 @@ class Grader:
         if broken and again and not self.stopping:
             alone = said.overloaded or bool(doubted)
             return _Try(job, attempt.number + 1, doubted, alone=alone, wait=said.overloaded)
-        isolation = self.sandbox.isolation
         result = Result(
             assignment=self.suite.assignment.name,
             student=job.student,
             source=job.submission.source,
             submission_hash=job.submission.hash,
-            submission_copy=results.keep(self.folder, job.submission),
+            submission_copy=results.copy_of(job.submission)[0],
             suite_hash=self.suite.hash,
             release=self.suite.manifest.release,
             framework=suite.version(),
             tier="gpu" if self.tier == "gpu" else "cpu",
             seed=each.seed,
-            isolation=IsolationRecord(
-                name=isolation.name, level=isolation.level, walls=isolation.walls, refused=isolation.refused
-            ),
+            isolation=isolation_record(self.sandbox),
             machine=device.describe().as_dict(),
-            models=_model_hashes(self.suite.assignment),
+            models=model_hashes(self.suite.assignment),
             seconds=round(time.monotonic() - each.started, 3),
             times={name: round(value, 5) for name, value in said.times.items()} | {"tries": attempt.number},
             withheld=job.submission.review,
@@ -361,8 +413,9 @@ class Grader:
             spec=self.suite.assignment,
             findings=said.findings,
         )
-        results.save(result_file(self.suite, self.folder, job, self.tier), result, self.signing_key)
-        return _graded(self.suite, result, fresh=True)
+        if self.folder is not None:
+            store(self.suite, self.folder, job, result, self.signing_key)
+        return graded_as(self.suite, result, fresh=True)
 
 
 class _Said(BaseModel):

@@ -35,6 +35,10 @@ class Steps:
             TimeRemainingColumn(), console=console, auto_refresh=False, transient=True,
         )  # fmt: skip
 
+    def say(self, text: str) -> None:
+        """A line of text, above the bar if there is one."""
+        self.console.print(text, style="yellow", highlight=False, markup=False, soft_wrap=True)
+
     @contextlib.contextmanager
     def step(self, title: str, total: int) -> Iterator[StepProgress]:
         """One step of `total` items."""

@@ -33,7 +33,20 @@ from autograder.submission import Submission
 if TYPE_CHECKING:
     from autograder.signing import PublicKey, SigningKey
 
-__all__ = ["Refused", "Result", "StoreError", "keep", "kept", "key", "key_of", "load", "save", "set_aside"]
+__all__ = [
+    "Refused",
+    "Result",
+    "StoreError",
+    "content_of",
+    "copy_of",
+    "keep",
+    "kept",
+    "key",
+    "key_of",
+    "load",
+    "save",
+    "set_aside",
+]
 __all__ += ["Verified", "verify"]
 
 PREFIX = ".writing-"
@@ -74,7 +87,7 @@ class Result(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     schema_version: Literal[3] = 3
-    """Version 1 had neither digest nor copy, version 2 no spec."""
+    """Version 1 had neither digest nor copy, version 2 neither spec nor `judged_with`."""
     assignment: str
     student: str
     source: str
@@ -86,6 +99,8 @@ class Result(BaseModel):
     framework: str
     tier: Literal["cpu", "gpu"]
     seed: int
+    judged_with: str = ""
+    """The student whose identical submission was judged in place of this one, in the same run; never shown to students."""
     isolation: IsolationRecord
     machine: dict[str, object]
     models: dict[str, str]
@@ -151,10 +166,15 @@ def load(file: Path, signer: PublicKey | None = None, *, at_home: bool = False) 
     return result
 
 
+def content_of(result: Result) -> bytes:
+    """All of `result`, as it is stored; `Result.model_validate_json` reads it."""
+    text = json.dumps(_strict(result.model_dump(mode="json")), indent=1, ensure_ascii=False, allow_nan=False)
+    return text.encode(errors="replace")
+
+
 def save(file: Path, result: Result, signing_key: SigningKey | None = None) -> None:
     """Write `result`, signed if there is a key, so that `file` holds all of it or is as it was. Raises `StoreError`."""
-    text = json.dumps(_strict(result.model_dump(mode="json")), indent=1, ensure_ascii=False, allow_nan=False)
-    content = text.encode(errors="replace").removesuffix(b"\n}")
+    content = content_of(result).removesuffix(b"\n}")
     if signing_key is not None:
         seal = f',\n "signed_by": "{signing_key.public}",\n "signature": "{signing_key.sign(content)}"'
         content += seal.encode()
@@ -167,12 +187,17 @@ def keep(folder: Path, submission: Submission) -> str:
 
     Raises `StoreError`.
     """
-    content = (json.dumps(dataclasses.asdict(submission), indent=1, sort_keys=True) + "\n").encode()
-    digest = hashlib.sha256(content).hexdigest()
+    digest, content = copy_of(submission)
     file = folder / SUBMISSIONS / f"{digest}.json"
     if not file.is_file() or file.read_bytes() != content:
         _write(file, content, f"A copy of {submission.source}")
     return digest
+
+
+def copy_of(submission: Submission) -> tuple[str, bytes]:
+    """The name and the content of the copy of a submission."""
+    content = (json.dumps(dataclasses.asdict(submission), indent=1, sort_keys=True) + "\n").encode()
+    return hashlib.sha256(content).hexdigest(), content
 
 
 def kept(folder: Path, result: Result) -> Submission:

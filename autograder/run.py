@@ -20,7 +20,7 @@ from rich.table import Table
 
 from autograder import corpus, results, suite
 from autograder.feedback import points_text
-from autograder.grading import Graded, Grader, Job, discover, first_interrupt, result_file, stored
+from autograder.grading import Executor, Graded, Grader, Job, discover, first_interrupt, result_file, stored
 from autograder.isolation import LEVELS
 from autograder.manifest import HELPERS
 from autograder.progress import Steps
@@ -75,12 +75,14 @@ def grade_course(
     workers: int,
     steps: Steps,
     sign: Path | None = None,
+    executor: str = "local",
+    address: str | None = None,
     agree: Callable[[Sequence[Graded]], bool] | None = None,
 ) -> CourseRun:
     """Grade the submissions for `name` in the course around `start`, and sign the results with the key in the file `sign`.
 
-    `agree` is shown what was found and says whether to enter it, for regrading: then nbgrader's marks for review stay too.
-    Raises what its parts raise.
+    With the `executor` "ray" on the cluster at `address`, else on this machine. `agree` is shown what was found and says
+    whether to enter it, for regrading: then nbgrader's marks for review stay too. Raises what its parts raise.
     """
     from autograder import course, gradebook
 
@@ -99,7 +101,7 @@ def grade_course(
             f"or put notebooks at submitted/STUDENT/{name}/{name}.ipynb."
         )
     word = isolation or course.isolation(folder)
-    minimum, tier = level_of(word), tier_of(loaded)
+    minimum, tier = level_of(word), _tier_on(executor, address, loaded)
     course.require_ours(folder)
     signing_key, signer = _keys(folder, sign)
     graded: dict[str, Graded] = {}
@@ -128,13 +130,8 @@ def grade_course(
                 refused[job.student] += f" It is judged again; what was there is kept as {aside.name}."
         used = ""
         if todo:
-            with sandbox_for(loaded, minimum) as sandbox:
-                if signing_key and not sandbox.isolation.level:
-                    raise SandboxUnavailable("Without walls student code could read the key, so nothing is signed.")
-                grader = Grader(
-                    loaded, sandbox, folder / "results", workers=workers or cores(), tier=tier, signing_key=signing_key
-                )
-                used = _words(sandbox)
+            how = _How(minimum, workers, tier, signing_key)
+            with _executor(executor, address, loaded, folder / "results", how, steps) as grader:
                 grader.warm_up()
                 with steps.step(f"grading {name}", len(todo)) as progress:
 
@@ -143,7 +140,7 @@ def grade_course(
                         progress.advance(_line(each))
 
                     grader.grade(todo, done)
-                stopped = grader.stopping
+                stopped, used = grader.stopping, grader.isolation
         finished = [graded[job.student] for job in jobs if job.student in graded]
         due = [each for each in finished if each.status == "graded"]
         if enter and not stopped and (agree is None or agree(finished)):
@@ -182,6 +179,47 @@ def grade_course(
         unentered=len(due) - len(entered) if enter else 0,
         refused=refused,
     )
+
+
+@dataclass(frozen=True)
+class _How:
+    """What an executor needs to know beside the work."""
+
+    minimum_level: int
+    workers: int
+    tier: str
+    signing_key: SigningKey | None
+
+
+@contextlib.contextmanager
+def _executor(
+    name: str, address: str | None, loaded: suite.Suite, folder: Path, how: _How, steps: Steps
+) -> Iterator[Executor]:
+    """Whoever grades. Raises `SandboxUnavailable`, `ClusterError`."""
+    if name == "ray":
+        from autograder import cluster
+
+        with cluster.connected(address) as ray:
+            grader = cluster.RayGrader(
+                ray, loaded, folder, how.minimum_level, steps.say, how.workers, how.tier, how.signing_key
+            )
+            with contextlib.closing(grader):
+                yield grader
+        return
+    with sandbox_for(loaded, how.minimum_level) as sandbox:
+        if how.signing_key and not sandbox.isolation.level:
+            raise SandboxUnavailable("Without walls student code could read the key, so nothing is signed.")
+        yield Grader(loaded, sandbox, folder, how.workers or cores(), how.tier, how.signing_key)
+
+
+def _tier_on(executor: str, address: str | None, loaded: suite.Suite) -> str:
+    """What the suite's speed is measured on where `executor` works. Raises `ClusterError`."""
+    if executor != "ray" or not _measures_gpus(loaded):
+        return tier_of(loaded)
+    from autograder import cluster
+
+    with cluster.connected(address) as ray:
+        return "gpu" if cluster.has_gpus(ray) else "cpu"
 
 
 def _keys(folder: Path, sign: Path | None) -> tuple[SigningKey | None, PublicKey | None]:
@@ -359,7 +397,7 @@ def grade_corpus(
                     progress.advance(_line(each))
 
                 grader.grade(jobs, done)
-            used = _words(sandbox)
+            used = grader.isolation
         read = canaries.read([world / "results" / name, world / "heard"])
         canaries.close()
         left_behind = left.found()
@@ -417,8 +455,11 @@ def sandbox_for(loaded: suite.Suite, minimum: int) -> Iterator[Sandbox]:
 
 def tier_of(loaded: suite.Suite) -> str:
     """What the suite's speed is measured on here: "gpu" if it has a threshold for one and there is one, else "cpu"."""
-    wanted = any("gpu" in check.thresholds for check in loaded.assignment.checks)
-    return device.describe().tier if wanted else "cpu"
+    return device.describe().tier if _measures_gpus(loaded) else "cpu"
+
+
+def _measures_gpus(loaded: suite.Suite) -> bool:
+    return any("gpu" in check.thresholds for check in loaded.assignment.checks)
 
 
 def _model_folders(names: Sequence[str]) -> list[Path]:
@@ -440,10 +481,6 @@ def level_of(word: str) -> int:
 def cores() -> int:
     """Processors that this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-
-
-def _words(sandbox: Sandbox) -> str:
-    return f"{sandbox.isolation.name} (level {sandbox.isolation.level})"
 
 
 def _used_before(graded: Sequence[Graded]) -> str:
