@@ -18,7 +18,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from autograder import corpus, results, suite
+from autograder import corpus, results, suite, twins
 from autograder.feedback import points_text
 from autograder.grading import Executor, Graded, Grader, Job, discover, first_interrupt, result_file, stored
 from autograder.isolation import LEVELS
@@ -139,7 +139,7 @@ def grade_course(
                         graded[each.student] = each
                         progress.advance(_line(each))
 
-                    grader.grade(todo, done)
+                    twins.grade_once(grader, loaded, folder / "results", todo, done, signing_key)
                 stopped, used = grader.stopping, grader.isolation
         finished = [graded[job.student] for job in jobs if job.student in graded]
         due = [each for each in finished if each.status == "graded"]
