@@ -48,6 +48,7 @@ def judged(job: Job, outcomes: Iterable[Outcome]) -> Result:
         submission_copy=results.copy_of(content)[0], suite_hash=LOADED.hash, release="", framework="", tier="cpu",
         seed=7 if job.seed is None else job.seed, machine={}, models={}, seconds=0.0, withheld=content.review,
         isolation=IsolationRecord(name="", level=3, walls=(), refused=()), remarks=content.remarks, findings=tuple(findings),
+        spec=LOADED.assignment,
     )  # fmt: skip
 
 

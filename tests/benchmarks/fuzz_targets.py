@@ -386,11 +386,11 @@ def mutate_grader(data: bytes, rng: random.Random) -> bytes:
 def store(data: bytes) -> str:
     """A file of the store that holds `data`."""
     grading = _grader()
-    file = result_file(grading.suite, grading.folder, JOB, "cpu")
+    file = result_file(grading.suite, Path(FOLDER.name), JOB, "cpu")
     file.parent.mkdir(parents=True, exist_ok=True)
     file.write_bytes(data)
     try:
-        graded = stored(grading.suite, grading.folder, JOB, -1)
+        graded = stored(grading.suite, Path(FOLDER.name), JOB, -1)
     except results.Refused:
         return "refused"
     if graded is None or graded.result is None:
@@ -403,7 +403,7 @@ def store(data: bytes) -> str:
 
 def store_seeds() -> list[bytes]:
     grading = _grader()
-    file = result_file(grading.suite, grading.folder, JOB, "cpu")
+    file = result_file(grading.suite, Path(FOLDER.name), JOB, "cpu")
     made = []
     for seed in grader_seeds()[:2]:
         grader(seed)
