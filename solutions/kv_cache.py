@@ -23,10 +23,16 @@
 # 2. count the bytes that a set of sequences occupies, laid out contiguously or in pages (`kv_cache_bytes`),
 # 3. say how many requests a given memory serves at once (`max_concurrency`),
 # 4. and how long they may be (`max_model_len_that_fits`),
-# 5. build the allocator that hands out the pages, shares them between requests and remembers prefixes (`BlockPool`).
+# 5. build the allocator that hands out the pages, shares them between requests and remembers prefixes (`BlockPool`),
+# 6. and on top of it the block tables of requests that share prefixes and fork (`PagedKVCacheManager`),
+# 7. compute attention over keys and values that lie scattered in pages (`PagedAttentionLayer`),
+# 8. store them in fewer bits (`QuantizedKVLayer`),
+# 9. and drop what a sliding window does not need any more (`sliding_window_evict`).
 #
-# Tasks 1 to 4 take about 25 minutes each, task 5 about 80. No GPU is needed: you compute what a GPU would have to hold.
-# You should know Python, and what the query, key and value of an attention head are.
+# Tasks 1 to 4 take about 25 minutes each, task 5 about 80, tasks 6 to 9 about 90, 60, 60 and 35. Tasks 6 to 9 do not
+# need each other, and none of them needs your tasks 1 to 5 to be right. No GPU is needed: you compute what a GPU would
+# have to hold. You should know Python, what the query, key and value of an attention head are, and for tasks 7 and 8
+# tensors in PyTorch.
 #
 # | term | means |
 # |---|---|
@@ -39,12 +45,12 @@
 # | prefix caching | blocks of an earlier request are used again by a later one that begins with the same tokens |
 # | GiB, GB | $2^{30}$ bytes, $10^9$ bytes. All functions here take and return plain bytes |
 #
-# **How it is graded.** Only the cells of the five tasks and the one cell of imports and helpers count. The next cell,
-# with the course's classes, is replaced by the original when grading; all others are yours, change them freely. The
-# cell `check(...)` after each task runs its public checks. One that fails shows the last lines that your code printed.
-# Hidden checks look at the same rules on other inputs: everything they ask for is written here. One call of your code
-# may take 5 s. A later task that calls an earlier one calls *your* earlier one, so an error in task 1 may cost points
-# in tasks 2 to 4 too.
+# **How it is graded.** Only the cells of the nine tasks and the one cell of imports and helpers count. The next cell,
+# with the course's classes, and the one before the stub of task 6 are replaced by the originals when grading; all
+# others are yours, change them freely. The cell `check(...)` after each task runs its public checks. One that fails
+# shows the last lines that your code printed. Hidden checks look at the same rules on other inputs: everything they ask
+# for is written here. One call of your code may take 5 s. A later task that calls an earlier one calls *your* earlier
+# one, so an error in task 1 may cost points in tasks 2 to 4 too.
 #
 # **Rules for all tasks.** A count that is no `int`, or a `bool`, is a `TypeError`; a count outside its range is a
 # `ValueError`. `check_count`, below, does this for you. Where a docstring says that the text names an argument, the
@@ -893,4 +899,739 @@ plt.xlabel("blocks in the pool")
 plt.ylabel("blocks found (%)")
 plt.ylim(bottom=0)
 plt.title("Prefix caching needs room to remember")
+plt.show()
+
+
+# %% [markdown]
+# ## Task 6: block tables that are shared (about 90 minutes)
+#
+# The pool knows blocks, the scheduler knows requests. Between them stands the manager: for each request it keeps the
+# tokens and the **block table**, the list of blocks in which they lie. Token $i$ of a request lies in block
+# `table[i // block_size]`, at place `i % block_size`. The manager does what vLLM's `v1/core/kv_cache_manager.py` does,
+# and what the PagedAttention paper (arXiv 2309.06180, section 4.4) calls *copy-on-write*.
+#
+# **Allocate.** A new request brings its prompt. First the manager looks for the longest prefix that is cached already:
+# full blocks, from the first one on, until one is not found. Of $T$ tokens at most $T - 1$ may be found: the model has
+# to compute the last one, or there are no logits to choose the next token from. So it looks at
+# $\lfloor (T-1)/B \rfloor$ blocks. It touches what it found, takes new blocks for the rest, and caches every full one
+# among the new. All blocks of a request have its `extra_keys`. (The keys and values are computed in this very step, so
+# the blocks may be cached now. A prompt that ends with a block's edge computes its last block again, in a block of its
+# own. That is one of the duplicates of task 5.)
+#
+# *Is there room?* A block that was found may lie in the free queue. If it is touched, it is not free any more. So a
+# request needs its new blocks **and** the found ones without holders, all at once; if there are fewer free blocks,
+# nothing may change. Ask before you touch: a block that was touched and freed again has lost its place in the queue.
+# And touch before you take: else `get_new_blocks` may evict the very blocks that you found.
+#
+# **Append.** The next tokens of a request (one in a usual step, several with speculative decoding) go into the free
+# places of its last block, then into new blocks. Blocks that become full are cached, as above.
+#
+# **Fork.** Two continuations of one text (beam search, or $n$ answers to one prompt) share all blocks, also the last
+# one, which is not full. As long as they share it, nobody may write to it: the other one would read a token that is not
+# his. So the first of them that appends takes a new block, has the old one *copied* into it, puts it into his table in
+# the place of the old one, and frees the old one. `append` returns these copies as pairs `(from, to)`; the model's
+# runner carries them out before the step. The other request is then alone with the old block and writes to it without a
+# copy. Full blocks are never copied: nobody writes to them.
+#
+# *Example*, blocks of 4 tokens, 7 of them (letters stand for token ids):
+#
+# | step | returns | tables | free queue after |
+# |---|---|---|---|
+# | `allocate("a", ABCDEFGHIJ)` | `0` found | a: 1 2 3 | 4 5 6 7 |
+# | `fork("a", "b")` | | a: 1 2 3, b: 1 2 3 | 4 5 6 7 |
+# | `append("b", K)` | `[(3, 4)]` | a: 1 2 3, b: 1 2 4 | 5 6 7 |
+# | `append("a", L)` | `[]` | a: 1 2 3, b: 1 2 4 | 5 6 7 |
+# | `append("a", MN)` | `[]` | a: 1 2 3 5, b: 1 2 4 | 6 7 |
+# | `free("a")` | | b: 1 2 4 | 6 7 5 3 |
+# | `match_prefix(ABCDEFGH)` | `[1]` | b: 1 2 4 | 6 7 5 3 |
+# | `match_prefix(ABCDEFGHIJLMX)` | `[1, 2, 3]` | b: 1 2 4 | 6 7 5 3 |
+# | `allocate("c", ABCDEFGHXY)` | `8` found | b: 1 2 4, c: 1 2 6 | 7 5 3 |
+# | `allocate("d", ABCDEFGHIJLMXYZZZ)` | `12` found | c: 1 2 6, d: 1 2 3 7 5 | empty |
+#
+# In the seventh line all 8 tokens are cached, and only the first block may be used: token 8 must be computed. In the
+# last one, block 3 is found in the queue, so the request needs 3 free blocks: block 3 and two new ones.
+#
+# **The hash of a block that was found.** `get_cached_block` gives a block and no hash, but the next block wants the
+# hash of its parent. Keep what `cache_full_block` returned, or compute `hash_block(parent_hash, tokens, extra_keys)`
+# with tuples: the pool uses this function.
+#
+# **Whose pool?** In the examples below it is yours. The checks of this task lend your manager a pool of their own,
+# a `LentPool`, so an error in your `BlockPool` costs nothing here. It has the methods of `BlockPool` but `reset` and
+# `usage`, and the checks see every call of it.
+#
+# *Common mistakes:* using the whole prompt from the cache; taking before touching; touching before knowing that there
+# is room; a fork that shares the list object, so that both tables grow; writing to a shared block; copying full blocks;
+# caching the prompt's blocks only, not those that fill up later; forgetting `extra_keys`.
+
+# %% given="lent_pool"
+import torch
+
+
+class LentPool:
+    """A `BlockPool` that somebody else keeps: each method calls the function of that name that it was made with."""
+
+    def __init__(self, **functions: Callable) -> None:
+        self._functions = functions
+
+    def get_new_blocks(self, n: int) -> list[int]:
+        """As that of `BlockPool`."""
+        blocks = self._functions["get_new_blocks"](n)
+        if blocks is None:
+            raise OutOfBlocksError(f"{n} blocks were asked for; fewer are free")
+        return blocks
+
+    def touch(self, block_ids: Sequence[int]) -> None:
+        """As that of `BlockPool`."""
+        self._functions["touch"](list(block_ids))
+
+    def free_blocks(self, block_ids: Sequence[int]) -> None:
+        """As that of `BlockPool`."""
+        self._functions["free_blocks"](list(block_ids))
+
+    def cache_full_block(
+        self, block_id: int, parent_hash: Hashable, token_ids: Sequence[int], extra_keys: Sequence[Hashable] = ()
+    ) -> Hashable:
+        """As that of `BlockPool`."""
+        return self._functions["cache_full_block"](block_id, parent_hash, tuple(token_ids), tuple(extra_keys))
+
+    def get_cached_block(
+        self, parent_hash: Hashable, token_ids: Sequence[int], extra_keys: Sequence[Hashable] = ()
+    ) -> int | None:
+        """As that of `BlockPool`."""
+        return self._functions["get_cached_block"](parent_hash, tuple(token_ids), tuple(extra_keys))
+
+    def num_free_blocks(self) -> int:
+        """As that of `BlockPool`."""
+        return self._functions["num_free_blocks"]()
+
+    def ref_count(self, block_id: int) -> int:
+        """As that of `BlockPool`."""
+        return self._functions["ref_count"](block_id)
+
+
+# %% task="PagedKVCacheManager"
+class PagedKVCacheManager:
+    """Keeps the tokens and the block table of each request, on top of a block pool.
+
+    Args:
+        pool: a new `BlockPool` with the default `hash_fn`, or a `LentPool`. Nobody else takes blocks from it.
+        block_size: tokens per block, that of the pool.
+    """
+
+    def __init__(self, pool: "BlockPool | LentPool", block_size: int) -> None:
+        ### BEGIN SOLUTION
+        self._pool = pool
+        self._block_size = block_size
+        self._tokens: dict[Hashable, list[int]] = {}
+        self._extra_keys: dict[Hashable, tuple[Hashable, ...]] = {}
+        self._tables: dict[Hashable, list[int]] = {}
+        self._hashes: dict[int, Hashable] = {}  # of every block that was cached last with this content
+        self._queries = 0
+        self._hits = 0
+        ### END SOLUTION
+
+    def match_prefix(self, token_ids: Sequence[int], extra_keys: Sequence[Hashable] = ()) -> list[int]:
+        """The cached blocks with which a request of these tokens could begin, in order. Changes nothing.
+
+        The last token is never among what is found. No tokens: `[]`.
+        """
+        ### BEGIN SOLUTION
+        found: list[int] = []
+        parent = None
+        for start in range(0, len(token_ids) - self._block_size, self._block_size):
+            block = self._pool.get_cached_block(parent, token_ids[start : start + self._block_size], extra_keys)
+            if block is None:
+                break
+            found.append(block)
+            parent = self._hashes[block]
+        return found
+        ### END SOLUTION
+
+    def allocate(self, request_id: Hashable, token_ids: Sequence[int], extra_keys: Sequence[Hashable] = ()) -> int:
+        """Admit a request with its prompt, and return how many of its tokens were found in the cache.
+
+        Raises:
+            OutOfBlocksError: there is no room. Nothing has changed then, the free queue included.
+            ValueError: there is such a request already; or no tokens (the text names `token_ids`). Nothing has changed.
+        """
+        ### BEGIN SOLUTION
+        if request_id in self._tables:
+            raise ValueError(f"there is a request {request_id!r} already")
+        if not token_ids:
+            raise ValueError("token_ids must not be empty")
+        found = self.match_prefix(token_ids, extra_keys)
+        new = -(-len(token_ids) // self._block_size) - len(found)
+        revived = sum(self._pool.ref_count(block) == 0 for block in found)
+        self._require(new + revived)
+        self._pool.touch(found)
+        self._tokens[request_id] = list(token_ids)
+        self._extra_keys[request_id] = tuple(extra_keys)
+        self._tables[request_id] = found + self._pool.get_new_blocks(new)
+        self._cache(request_id, len(found))
+        self._queries += len(token_ids)
+        self._hits += len(found) * self._block_size
+        return len(found) * self._block_size
+        ### END SOLUTION
+
+    def append(self, request_id: Hashable, token_ids: Sequence[int]) -> list[tuple[int, int]]:
+        """Add tokens to a request, and return the copies `(from, to)` that must be made before they are written.
+
+        If a copy is needed, it goes to the first of the new blocks. There is never more than one.
+
+        Raises:
+            OutOfBlocksError: there is no room. Nothing has changed then.
+            KeyError: there is no such request.
+            ValueError: no tokens (the text names `token_ids`).
+        """
+        ### BEGIN SOLUTION
+        tokens, table = self._tokens[request_id], self._tables[request_id]
+        if not token_ids:
+            raise ValueError("token_ids must not be empty")
+        full, rest = divmod(len(tokens), self._block_size)
+        shared = rest > 0 and self._pool.ref_count(table[-1]) > 1
+        new = -(-(len(tokens) + len(token_ids)) // self._block_size) - len(table) + shared
+        self._require(new)
+        blocks = self._pool.get_new_blocks(new)
+        copies = []
+        if shared:
+            copies.append((table[-1], blocks[0]))
+            self._pool.free_blocks([table.pop()])
+        table += blocks
+        tokens += token_ids
+        self._cache(request_id, full)
+        return copies
+        ### END SOLUTION
+
+    def fork(self, parent_id: Hashable, child_id: Hashable) -> None:
+        """Start a request with the tokens, the blocks and the extra keys of another one. It may go on otherwise.
+
+        Raises:
+            KeyError: there is no request `parent_id`.
+            ValueError: there is a request `child_id` already. Nothing has changed then.
+        """
+        ### BEGIN SOLUTION
+        table = self._tables[parent_id]
+        if child_id in self._tables:
+            raise ValueError(f"there is a request {child_id!r} already")
+        self._pool.touch(table)
+        self._tables[child_id] = list(table)
+        self._tokens[child_id] = list(self._tokens[parent_id])
+        self._extra_keys[child_id] = self._extra_keys[parent_id]
+        ### END SOLUTION
+
+    def free(self, request_id: Hashable) -> None:
+        """End a request and free its blocks. `KeyError` if there is no such request."""
+        ### BEGIN SOLUTION
+        self._pool.free_blocks(self._tables.pop(request_id))
+        del self._tokens[request_id], self._extra_keys[request_id]
+        ### END SOLUTION
+
+    def block_table(self, request_id: Hashable) -> list[int]:
+        """The blocks of a request, in the order of its tokens. `KeyError` if there is no such request."""
+        ### BEGIN SOLUTION
+        return list(self._tables[request_id])
+        ### END SOLUTION
+
+    def stats(self) -> dict[str, int]:
+        """Five counts.
+
+        `requests` that there are now, `tokens` of all of them, `blocks` that they hold (one that several hold counts
+        once); `queries`, the tokens of all prompts that `allocate` has ever admitted, and `hits`, those of them found
+        (vLLM's metrics `prefix_cache_queries` and `prefix_cache_hits`; a refused call counts nothing).
+        """
+        ### BEGIN SOLUTION
+        return {
+            "requests": len(self._tables),
+            "tokens": sum(map(len, self._tokens.values())),
+            "blocks": len(set().union(*self._tables.values())),
+            "queries": self._queries,
+            "hits": self._hits,
+        }
+
+    def _require(self, blocks: int) -> None:
+        if blocks > self._pool.num_free_blocks():
+            raise OutOfBlocksError(f"{blocks} blocks are needed, {self._pool.num_free_blocks()} are free")
+
+    def _cache(self, request_id: Hashable, first: int) -> None:
+        """Cache the full blocks of a request from its block number `first` on."""
+        tokens, table = self._tokens[request_id], self._tables[request_id]
+        for number in range(first, len(tokens) // self._block_size):
+            parent = self._hashes[table[number - 1]] if number else None
+            content = tokens[number * self._block_size : (number + 1) * self._block_size]
+            self._hashes[table[number]] = self._pool.cache_full_block(
+                table[number], parent, content, self._extra_keys[request_id]
+            )
+        ### END SOLUTION
+
+
+# %% [markdown]
+# The example of the table, with your pool under your manager.
+
+# %%
+pool = BlockPool(num_blocks=8, block_size=4)
+manager = PagedKVCacheManager(pool, block_size=4)
+
+
+def letters(text: str) -> list[int]:
+    """A text as token ids."""
+    return [ord(letter) for letter in text]
+
+
+print(manager.allocate("a", letters("ABCDEFGHIJ")), manager.block_table("a"))
+manager.fork("a", "b")
+print(manager.append("b", letters("K")), manager.append("a", letters("L")), manager.append("a", letters("MN")))
+manager.free("a")
+print(manager.match_prefix(letters("ABCDEFGH")), manager.match_prefix(letters("ABCDEFGHIJLMX")))
+print(manager.allocate("c", letters("ABCDEFGHXY")), manager.allocate("d", letters("ABCDEFGHIJLMXYZZZ")))
+print({name: manager.block_table(name) for name in "bcd"}, manager.stats())
+
+# %% [markdown]
+# And a picture of the memory: four requests with one system prompt, and two forks of the first. Each column is a block,
+# each row a request; hatched blocks are shared.
+
+
+# %%
+def draw_tables(manager: PagedKVCacheManager, names: list[str], num_blocks: int) -> None:
+    """The blocks that each request holds; those that several hold are hatched."""
+    tables = [manager.block_table(name) for name in names]
+    ax = plt.figure(figsize=(8, 2.5)).add_subplot()
+    for row, table in enumerate(tables):
+        for block in table:
+            shared = sum(block in other for other in tables) > 1
+            ax.barh(row, 1, left=block - 0.5, color=f"C{row}", edgecolor="white", hatch="///" if shared else None)
+    held = sum(map(len, tables))
+    ax.set(xlim=(0.5, num_blocks - 0.5), xlabel="block", yticks=range(len(names)), yticklabels=names)
+    ax.set_title(f"{held} entries of block tables, {manager.stats()['blocks']} blocks")
+    ax.invert_yaxis()
+    plt.show()
+
+
+manager = PagedKVCacheManager(BlockPool(num_blocks=24, block_size=4), block_size=4)
+system_prompt = letters("You answer briefly. ")
+for name, question in {"anna": "Why is it dark?", "ben": "Who is it?", "cem": "2 + 2?", "dana": "Hello!"}.items():
+    manager.allocate(name, system_prompt + letters(question))
+for child, answer in {"anna, 2nd": "Night.", "anna, 3rd": "No sun."}.items():
+    manager.fork("anna", child)
+    manager.append(child, letters(answer))
+draw_tables(manager, ["anna", "anna, 2nd", "anna, 3rd", "ben", "cem", "dana"], num_blocks=24)
+
+
+# %% [markdown]
+# ## Task 7: attention over pages (about 60 minutes)
+#
+# Now the memory itself. A layer has one large tensor for keys and one for values, with room for `num_blocks` blocks of
+# `block_size` tokens; every request's tokens lie scattered in it. Where a token goes is said by its **slot**:
+#
+# $$\text{slot} = \text{block} \cdot \text{block\_size} + \text{place in the block}.$$
+#
+# *Example.* With blocks of 4 and the block table `[5, 2]`, tokens 0 to 3 have the slots 20, 21, 22, 23, and tokens 4
+# and 5 the slots 8 and 9.
+#
+# **Write** (vLLM's kernel `reshape_and_cache`). `write(k, v, slot_mapping)` puts the key and the value of token $i$
+# into the slot `slot_mapping[i]`. Batches are filled up to a fixed size, so a slot may be negative: that token is
+# padding and is not written. (Beware: $-1$ is a valid index of a tensor.) Keys are stored with their rotary position
+# already applied.
+#
+# **Attend.** Each sequence has one query per head: that of its newest token, whose own key and value are written
+# already. For sequence $s$ with `context_lens[s]` $= T$, gather the keys $k_0 \dots k_{T-1}$ and values of its tokens
+# through its row of `block_tables`. Head $h$ of the query looks at KV head
+# $\lfloor h / (n_\text{heads} / n_\text{kv}) \rfloor$: with 6 heads and 2 KV heads, heads 0, 1, 2 share KV head 0.
+# Then, as always,
+#
+# $$w_i = \operatorname{softmax}_i(\text{scale} \cdot q \cdot k_i), \qquad \text{out} = \sum_i w_i\, v_i .$$
+#
+# No mask is needed: all cached tokens are older than the query, or the query's own.
+#
+# *Example.* One head, `head_dim` 2, scale 1, query $(1, 0)$, keys $(\ln 3, 5)$ and $(0, 7)$, values $(4, 0)$ and
+# $(0, 8)$: scores $\ln 3$ and 0, weights $3/4$ and $1/4$, result $(3, 2)$.
+#
+# **What lies in memory counts only if it is the sequence's.** Rows of `block_tables` have equal lengths; behind the
+# blocks of a sequence they are filled up with 0, the null block. Slots behind the last token hold what an earlier
+# request has left there, or nothing that was ever written: any numbers, even NaN. They must not change the result. (A
+# weight of 0 does not save you: $0 \cdot \text{NaN} = \text{NaN}$.)
+#
+# **Large scores.** $e^{100}$ is too large for fp32. Subtract the largest score first, or use a softmax that does.
+#
+# **Copy.** `copy_blocks([(3, 4)])` copies keys and values of block 3 to block 4: the copies that `append` of task 6
+# returned.
+#
+# *Common mistakes:* `repeat` where `repeat_interleave` is meant (head 0 then looks at KV head 0, head 1 at KV head 1,
+# head 2 at KV head 0 again); attending to the padding; blocks in the order of their numbers instead of that of the
+# table; the scale forgotten; $\sqrt{d}$ of the wrong $d$.
+
+
+# %% task="PagedAttentionLayer"
+class PagedAttentionLayer:
+    """The pages of one attention layer, and attention over them. All numbers are fp32, all on the CPU.
+
+    Args:
+        num_blocks: blocks in all, the null block 0 included.
+        block_size: tokens per block.
+        n_kv_heads: KV heads.
+        head_dim: length of a key, and of a value.
+    """
+
+    def __init__(self, num_blocks: int, block_size: int, n_kv_heads: int, head_dim: int) -> None:
+        ### BEGIN SOLUTION
+        self._block_size = block_size
+        self._k = torch.zeros(num_blocks, block_size, n_kv_heads, head_dim)
+        self._v = torch.zeros(num_blocks, block_size, n_kv_heads, head_dim)
+        ### END SOLUTION
+
+    def write(self, k: torch.Tensor, v: torch.Tensor, slot_mapping: torch.Tensor) -> None:
+        """Store the keys and values of `n` tokens.
+
+        Args:
+            k, v: `[n, n_kv_heads, head_dim]`.
+            slot_mapping: `[n]`, int64; the slot of each token, all different. Negative: padding, not stored.
+        """
+        ### BEGIN SOLUTION
+        real = slot_mapping >= 0
+        slots = slot_mapping[real]
+        self._k.flatten(0, 1)[slots] = k[real]
+        self._v.flatten(0, 1)[slots] = v[real]
+        ### END SOLUTION
+
+    def copy_blocks(self, copies: Sequence[tuple[int, int]]) -> None:
+        """Copy keys and values of each block `from` to the block `to`. No block stands on both sides."""
+        ### BEGIN SOLUTION
+        for source, target in copies:
+            self._k[target] = self._k[source]
+            self._v[target] = self._v[source]
+        ### END SOLUTION
+
+    def attend(
+        self, q: torch.Tensor, block_tables: torch.Tensor, context_lens: torch.Tensor, scale: float | None = None
+    ) -> torch.Tensor:
+        """What each sequence's newest token reads from the tokens of its sequence.
+
+        Args:
+            q: `[n_seqs, n_heads, head_dim]`; `n_heads` is a multiple of `n_kv_heads`.
+            block_tables: `[n_seqs, most_blocks]`, int64; each row is filled up with 0.
+            context_lens: `[n_seqs]`, int64; tokens of each sequence, at least 1, the newest one included.
+            scale: what scores are multiplied by; `None`: 1 / sqrt(`head_dim`).
+
+        Returns:
+            `[n_seqs, n_heads, head_dim]`.
+        """
+        ### BEGIN SOLUTION
+        n_seqs, n_heads, head_dim = q.shape
+        if scale is None:
+            scale = head_dim**-0.5
+        slots = block_tables[:, :, None] * self._block_size + torch.arange(self._block_size)
+        there = torch.arange(slots[0].numel()) < context_lens[:, None]  # [n_seqs, slots]
+        # The null block's and stale slots may hold NaN: they become 0 before anything is multiplied by them.
+        k = self._k.flatten(0, 1)[slots.flatten(1)].masked_fill(~there[:, :, None, None], 0.0)
+        v = self._v.flatten(0, 1)[slots.flatten(1)].masked_fill(~there[:, :, None, None], 0.0)
+        grouped = q.reshape(n_seqs, k.shape[2], n_heads // k.shape[2], head_dim)
+        scores = torch.einsum("skgd,stkd->skgt", grouped, k) * scale
+        weights = scores.masked_fill(~there[:, None, None, :], -torch.inf).softmax(-1)
+        return torch.einsum("skgt,stkd->skgd", weights, v).reshape(q.shape)
+        ### END SOLUTION
+
+
+# %% [markdown]
+# The example with two tokens, and then your manager and your layer together: a request and its fork write different
+# tokens and must not disturb each other. PyTorch's own attention, on keys that lie one after the other, says what is
+# right.
+
+# %%
+layer = PagedAttentionLayer(num_blocks=4, block_size=2, n_kv_heads=1, head_dim=2)
+layer.write(
+    torch.tensor([[[1.0986123, 5.0]], [[0.0, 7.0]]]), torch.tensor([[[4.0, 0.0]], [[0.0, 8.0]]]), torch.tensor([6, 7])
+)
+print(layer.attend(torch.tensor([[[1.0, 0.0]]]), torch.tensor([[3, 0]]), torch.tensor([2]), scale=1.0), "(3, 2) above")
+
+n_heads, n_kv_heads, head_dim, block_size = 6, 2, 8, 4
+manager = PagedKVCacheManager(BlockPool(num_blocks=16, block_size=block_size), block_size)
+layer = PagedAttentionLayer(16, block_size, n_kv_heads, head_dim)
+contents = {}
+
+
+def write_tokens(name: str, start: int, stop: int) -> None:
+    """Make keys and values for these tokens of a request, and write them where its block table says."""
+    k, v = torch.randn(2, stop - start, n_kv_heads, head_dim)
+    table = manager.block_table(name)
+    slots = [table[i // block_size] * block_size + i % block_size for i in range(start, stop)]
+    layer.write(k, v, torch.tensor(slots))
+    old = contents.get(name, [k[:0], v[:0]])
+    contents[name] = [torch.cat([old[0], k]), torch.cat([old[1], v])]
+
+
+manager.allocate("a", letters("ABCDEFGHIJ"))
+write_tokens("a", 0, 10)
+manager.fork("a", "b")
+contents["b"] = contents["a"]
+for name in "ba":
+    layer.copy_blocks(manager.append(name, letters("K")))
+    write_tokens(name, 10, 11)
+    q = torch.randn(1, n_heads, head_dim)
+    paged = layer.attend(q, torch.tensor([manager.block_table(name)]), torch.tensor([11]))
+    k, v = (x.movedim(0, 1)[None] for x in contents[name])  # [1, n_kv_heads, tokens, head_dim]
+    plain = torch.nn.functional.scaled_dot_product_attention(q[:, :, None], k, v, enable_gqa=True)[:, :, 0]
+    print(name, manager.block_table(name), f"largest difference to PyTorch: {(paged - plain).abs().max():.1e}")
+
+# %% [markdown]
+# ## Task 8: keys and values in fewer bits (about 60 minutes)
+#
+# Task 1 counted what a quantised cache takes. Now build one layer of it, for one sequence. Two ideas make it work
+# (KIVI, arXiv 2402.02750, and `QuantizedCache` in transformers): groups are small, so one large number spoils few
+# others; and the newest tokens stay in full precision for a while, the **residual**, because they are the ones that
+# matter most.
+#
+# **A group** is `group_size` neighbours of a key (or a value) of one head and one token. Its numbers $x$ become codes
+# from 0 to $2^\text{bits} - 1$, with a scale and a minimum:
+#
+# $$m = \min x, \qquad s = \frac{\max x - \min x}{2^\text{bits} - 1}, \qquad
+# c = \operatorname{clamp}\left(\operatorname{round}\left(\frac{x - m}{s}\right),\ 0,\ 2^\text{bits} - 1\right), \qquad
+# \hat x = m + s\,c .$$
+#
+# $m$ and $s$ are stored in float16. Round them first, and use the *rounded* ones to compute the codes, for these are
+# what the reader has. That is also why the clamp is needed. If $s$ is 0 (a group of equal numbers), all codes are 0; do
+# not divide. All inputs are finite and between −1,000 and 1,000; $\hat x$ is fp32 again. So each number becomes the
+# nearest that a code can express with the stored $m$ and $s$; but for their rounding, the error is at most $s/2$.
+#
+# *Example*, 2 bits, one group $(0, 1, 2.25, 6)$: $m = 0$, $s = 2$, codes $(0, 0, 1, 3)$ (0.5 lies between two codes and
+# may become either 0 or 1; PyTorch rounds it to the even one), back: $(0, 0, 2, 6)$.
+#
+# **Packing.** Codes are stored without gaps: $8 / \text{bits}$ of them in a byte, the first in the *highest* bits. The
+# codes $(0, 0, 1, 3)$ of 2 bits make the byte $00\,00\,01\,11_2 = 7$. Codes of 4 bits $(5, 12)$ make
+# $5 \cdot 16 + 12 = 92$.
+#
+# **Residual.** New tokens are kept as they are. As soon as `residual_length` of them have gathered, all of them are
+# quantised, and the residual begins anew. So of $T$ tokens the first $T - (T \bmod \text{residual\_length})$ are
+# quantised, however they came: one by one or a whole prompt at once. A token is quantised **once**. Whoever restores
+# and quantises everything anew each time spends a time that grows with the square of the length.
+#
+# **Bytes.** `num_bytes` counts what is held: codes, scales (2 bytes), minima (2 bytes), and the residual in fp32.
+# *Example.* 2 KV heads, `head_dim` 64, 4 bits in groups of 32, `residual_length` 16, 40 tokens: 32 are quantised, each
+# takes $2 \cdot 2 \cdot (32 + 2 \cdot 4) = 160$ bytes, 8 are not, each takes $2 \cdot 2 \cdot 64 \cdot 4 = 1{,}024$:
+# $5{,}120 + 8{,}192 = 13{,}312$. That the quantised part is what `kv_bytes_per_token` of task 1 says is no accident.
+#
+# *Common mistakes:* cutting off instead of rounding (twice the error); one scale for a whole head or tensor; no clamp,
+# so that code 16 becomes 0; dividing by 0; codes computed with the scale before it was rounded; codes in a byte each.
+
+
+# %% task="QuantizedKVLayer"
+class QuantizedKVLayer:
+    """The keys and values of one layer and one sequence: quantised, but for the newest tokens.
+
+    Args:
+        n_kv_heads: KV heads.
+        head_dim: length of a key, and of a value.
+        bits: 2, 4 or 8.
+        group_size: numbers that share a scale and a minimum.
+        residual_length: so many tokens are quantised together; at least 1.
+
+    Raises:
+        TypeError, ValueError: an argument is no int or too small, `bits` is another number, `group_size` does not
+            divide `head_dim`, or a head's codes do not fill whole bytes. The text names `bits`, `group_size` or
+            `residual_length` if it is that one alone which is wrong.
+    """
+
+    def __init__(self, n_kv_heads: int, head_dim: int, bits: int, group_size: int, residual_length: int) -> None:
+        ### BEGIN SOLUTION
+        check_count(residual_length, "residual_length", 1)
+        AttentionLayer(n_kv_heads, n_kv_heads, head_dim, quantization=Quantization(bits, group_size))
+        self._bits = bits
+        self._group_size = group_size
+        self._residual_length = residual_length
+        self._state = {}
+        for name in ("key", "value"):
+            self._state[f"{name}_codes"] = torch.empty(0, n_kv_heads, head_dim * bits // 8, dtype=torch.uint8)
+            for part in ("scales", "minima"):
+                shape = (0, n_kv_heads, head_dim // group_size)
+                self._state[f"{name}_{part}"] = torch.empty(shape, dtype=torch.float16)
+            self._state[f"{name}_residual"] = torch.empty(0, n_kv_heads, head_dim)
+        ### END SOLUTION
+
+    def append(self, k: torch.Tensor, v: torch.Tensor) -> None:
+        """Add the keys and values of `n` tokens, each `[n, n_kv_heads, head_dim]` in fp32. They are not changed."""
+        ### BEGIN SOLUTION
+        for name, x in (("key", k), ("value", v)):
+            waiting = torch.cat([self._state[f"{name}_residual"], x])
+            ready = len(waiting) // self._residual_length * self._residual_length
+            for part, made in self._quantize(waiting[:ready]).items():
+                self._state[f"{name}_{part}"] = torch.cat([self._state[f"{name}_{part}"], made])
+            self._state[f"{name}_residual"] = waiting[ready:]
+        ### END SOLUTION
+
+    def keys(self) -> torch.Tensor:
+        """All keys, `[tokens, n_kv_heads, head_dim]` in fp32: quantised ones restored, the residual as it came."""
+        ### BEGIN SOLUTION
+        return self._restore("key")
+        ### END SOLUTION
+
+    def values(self) -> torch.Tensor:
+        """All values, likewise."""
+        ### BEGIN SOLUTION
+        return self._restore("value")
+        ### END SOLUTION
+
+    def state(self) -> dict[str, torch.Tensor]:
+        """All that is held: for $Q$ quantised tokens and $R$ others, $H$ KV heads, and once more with `value_...`:
+
+        `key_codes`     uint8, `[Q, H, head_dim * bits // 8]`, the first code of a byte in its highest bits
+        `key_scales`    float16, `[Q, H, head_dim // group_size]`
+        `key_minima`    float16, the same shape
+        `key_residual`  float32, `[R, H, head_dim]`
+        """
+        ### BEGIN SOLUTION
+        return dict(self._state)
+        ### END SOLUTION
+
+    def num_bytes(self) -> int:
+        """Bytes of all that `state` gives."""
+        ### BEGIN SOLUTION
+        return sum(tensor.numel() * tensor.element_size() for tensor in self._state.values())
+
+    def _quantize(self, x: torch.Tensor) -> dict[str, torch.Tensor]:
+        groups = x.unflatten(-1, (-1, self._group_size))
+        low, high = groups.aminmax(dim=-1)
+        most = 2**self._bits - 1
+        minima, scales = low.half(), ((high - low) / most).half()
+        steps = scales.float()[..., None]
+        steps = steps.where(steps > 0, torch.inf)  # a group of equal numbers: all codes 0
+        codes = ((groups - minima.float()[..., None]) / steps).round().clamp(0, most).to(torch.uint8)
+        codes = codes.flatten(-2).unflatten(-1, (-1, 8 // self._bits))
+        packed = torch.zeros_like(codes[..., 0])
+        for code in codes.unbind(-1):
+            packed = (packed << self._bits) | code
+        return {"codes": packed, "scales": scales, "minima": minima}
+
+    def _restore(self, name: str) -> torch.Tensor:
+        shifts = torch.arange(8 - self._bits, -1, -self._bits, dtype=torch.uint8)
+        codes = (self._state[f"{name}_codes"][..., None] >> shifts) & (2**self._bits - 1)
+        groups = codes.flatten(-2).unflatten(-1, (-1, self._group_size)).float()
+        scales, minima = (self._state[f"{name}_{part}"].float()[..., None] for part in ("scales", "minima"))
+        return torch.cat([(minima + scales * groups).flatten(-2), self._state[f"{name}_residual"]])
+        ### END SOLUTION
+
+
+# %% [markdown]
+# What do the bits cost? The relative error of random keys, against the bytes per token.
+
+# %%
+fig, ax = plt.subplots(figsize=(6, 3.5))
+torch.manual_seed(0)
+k, v = torch.randn(2, 256, 2, 64)
+for bits in (2, 4, 8):
+    sizes, errors = [], []
+    for group_size in (16, 32, 64):
+        layer = QuantizedKVLayer(2, 64, bits, group_size, residual_length=64)
+        layer.append(k, v)
+        sizes.append(layer.num_bytes() / 256)
+        errors.append(100 * ((layer.keys() - k).norm() / k.norm()).item())
+    ax.semilogy(sizes, errors, "o-", label=f"{bits} bits, groups of 64, 32, 16")
+ax.axvline(2 * 2 * 64 * 2, color="tab:red", linestyle="--", label="16 bits")
+ax.set(xlabel="bytes per token and layer", ylabel="error of the keys (%)", title="Fewer bits, or smaller groups?")
+ax.legend(fontsize=8)
+plt.show()
+
+# %% [markdown]
+# ## Task 9: what a window lets go (about 35 minutes)
+#
+# A layer with a window of $W$ tokens needs few of the old ones. Which? The next token has position $p$. It attends to
+# itself and to the $W - 1$ positions before it: $p - W + 1, \dots, p - 1$. All older ones may be dropped, for windows
+# only move on.
+#
+# **Sinks.** If *all* old tokens go, models that were trained with full attention break down, for they have learned to
+# park attention on the first few tokens. Keep these, and the model goes on (StreamingLLM, arXiv 2309.17453, which keeps
+# 4). So the positions $0, \dots, \text{sinks} - 1$ stay too, beside the window.
+#
+# *Example.* Positions 0 to 9 are cached, $W = 4$, 2 sinks. The next token has position 10 and sees 7, 8 and 9; 0 and 1
+# are sinks: `[0, 1, 7, 8, 9]` stay. One step later, `[0, 1, 7, 8, 9, 10]` are cached; 7 goes, and `[0, 1, 8, 9, 10]`
+# stay: count *positions*, not entries of the list, for what is cached has gaps.
+#
+# *$W = 1$.* The next token sees nothing but itself, so nothing stays but the sinks. Beware: `positions[-(W - 1):]` is
+# `positions[-0:]`, and that is *everything*. (transformers' `DynamicSlidingWindowLayer` cuts with this very slice, so
+# it keeps every token if the window is 1. `AttentionLayer` above does not allow that; here you must get it right.)
+#
+# **In pages** memory can be given back by whole blocks only: a block goes when *none* of its positions is needed any
+# more, be it inside the window or a sink. In the block table the null block takes its place, so that token $i$ is still
+# found at `table[i // block_size]` (vLLM's `remove_skipped_blocks` does this). A block that is not full yet never goes:
+# the next token is written to it.
+#
+# *Example.* Blocks of 4, table `[7, 3, 9, 5]`, 14 tokens, $W = 4$, no sinks: positions 11, 12, 13 stay. Block 9 holds
+# positions 8 to 11 and must stay; the table becomes `[0, 0, 9, 5]`, and `[7, 3]` can be freed. With 2 sinks block 7
+# stays too: `[7, 0, 9, 5]` and `[3]`. At 15 tokens, with `[7, 0, 9, 5]`, 2 sinks: positions 12 to 14 stay, so block 9
+# goes: `[7, 0, 0, 5]` and `[9]`.
+#
+# *Common mistakes:* $W$ instead of $W - 1$ tokens; the window counted from the end of the list; sinks that count as
+# part of the window; a block freed while one of its tokens is still seen; the null block "freed" again and again.
+
+
+# %% task="sliding_window_evict"
+def sliding_window_evict(positions: Sequence[int], window: int, sinks: int = 0) -> list[int]:
+    """The positions that stay in the cache, in their order.
+
+    Args:
+        positions: those that are cached, ascending, perhaps with gaps. The next token has the position after the last.
+            Not changed. Empty: `[]`.
+        window: tokens that a token attends to, itself included; at least 1.
+        sinks: so many positions at the very beginning stay for ever; 0 or more.
+
+    Raises:
+        TypeError, ValueError: `window` or `sinks` is no int or too small. The text names it.
+    """
+    ### BEGIN SOLUTION
+    check_count(window, "window", 1)
+    check_count(sinks, "sinks")
+    return [position for position in positions if position < sinks or position > positions[-1] + 1 - window]
+    ### END SOLUTION
+
+
+def evict_blocks(
+    block_table: Sequence[int], num_tokens: int, block_size: int, window: int, sinks: int = 0
+) -> tuple[list[int], list[int]]:
+    """The block table after eviction, and the blocks that can be freed.
+
+    Args:
+        block_table: the blocks of `num_tokens` tokens, as in task 6; 0 where one has gone already. Not changed.
+        num_tokens: tokens that are cached or have been; the next one has this position.
+        block_size: tokens per block, at least 1.
+        window: as above.
+        sinks: as above.
+
+    Returns:
+        The table, with 0 in place of every block that nobody needs; and what stood there, in the order of the table,
+        without the null block.
+
+    Raises:
+        TypeError, ValueError: `block_size`, `window` or `sinks` is no int or too small. The text names it.
+    """
+    ### BEGIN SOLUTION
+    check_count(block_size, "block_size", 1)
+    check_count(window, "window", 1)
+    check_count(sinks, "sinks")
+    table, freed = list(block_table), []
+    for number, block in enumerate(table):
+        first, behind = number * block_size, (number + 1) * block_size
+        if first >= sinks and behind <= num_tokens + 1 - window and block != 0:
+            freed.append(block)
+            table[number] = 0
+    return table, freed
+    ### END SOLUTION
+
+
+# %% [markdown]
+# A picture: which positions are cached while 40 tokens come in, and how many blocks of 4 that takes.
+
+# %%
+cached, table, held = [], [], []
+pool = BlockPool(num_blocks=32, block_size=4)
+fig, (ax, below) = plt.subplots(2, figsize=(6, 6), height_ratios=[2, 1], sharex=True)
+for now in range(40):
+    cached = sliding_window_evict([*cached, now], window=12, sinks=4)
+    if now % 4 == 0:
+        table += pool.get_new_blocks(1)
+    table, freed = evict_blocks(table, now + 1, block_size=4, window=12, sinks=4)
+    pool.free_blocks(freed)
+    held.append(sum(block != 0 for block in table))
+    ax.scatter([now] * len(cached), cached, s=8, c=["C1" if position < 4 else "C0" for position in cached])
+ax.set(ylabel="positions that are cached", title="A window of 12 and 4 sinks")
+below.step(range(40), held, where="mid", label="blocks held")
+below.step(range(40), [now // 4 + 1 for now in range(40)], where="mid", linestyle="--", label="without a window")
+below.set(xlabel="tokens so far", ylabel="blocks of 4 tokens")
+below.legend()
 plt.show()

@@ -8,6 +8,9 @@ import sys
 from pathlib import Path
 
 from autograder import demo
+from autograder.suite import load_assignment
+
+ASSIGNMENT = load_assignment(demo.NAME)
 
 
 def test_the_demo_gives_every_student_the_right_grade_and_a_page(tmp_path: Path) -> None:
@@ -22,7 +25,7 @@ def test_the_demo_gives_every_student_the_right_grade_and_a_page(tmp_path: Path)
         pages = list((tmp_path / "demo" / "home" / student).rglob("*.html"))
         assert len(pages) == 1, student
         assert str(pages[0]) in said
-        assert pages[0].read_text(encoding="utf-8").count('<tr class="task">') == 5
+        assert pages[0].read_text(encoding="utf-8").count('<tr class="task">') == len(ASSIGNMENT.tasks)
     kinds = re.findall(r"^\w+ \((\w+)/\w+\): ", said, re.MULTILINE)
     assert [kinds.count(kind) for kind in ("right", "wrong", "hostile")] == [3, 4, 1]
 
@@ -46,4 +49,4 @@ def test_the_demo_fails_if_a_grade_is_not_what_it_should_be(tmp_path: Path) -> N
     )
     assert done.returncode == 1, done.stdout + done.stderr
     assert "passes test_bytes_latent, which it must fail" in done.stdout
-    assert "the gradebook says 40" in done.stdout
+    assert f"the gradebook says {ASSIGNMENT.points}" in done.stdout

@@ -1,4 +1,8 @@
-"""Tasks, checks and points of the assignment `kv_cache`. All checks but one are exact."""
+"""Tasks, checks and points of the assignment `kv_cache`. All checks but one are exact.
+
+The one that measures, `test_pool_constant_time`, compares a pool with itself at another size, not with a reference as the
+fixture `timed` does; the judge takes the times, over the wire.
+"""
 
 from autograder.spec import Assignment, Task, Threshold
 
@@ -95,6 +99,67 @@ ASSIGNMENT = Assignment(
                 }
             },
         ),
+        Task(
+            "PagedKVCacheManager",
+            "Block tables that are shared",
+            minutes=90,
+            public={
+                "test_manager_gives_tables": 1,
+                "test_manager_finds_prefixes": 2,
+                "test_manager_forks": 2,
+            },
+            hidden={
+                "test_manager_agrees_with_model": 3,
+                "test_manager_needs_room_for_what_it_finds": 1,
+                "test_manager_caches_what_fills_up": 1,
+                "test_manager_errors_change_nothing": 2,
+            },
+        ),
+        Task(
+            "PagedAttentionLayer",
+            "Attention over pages",
+            minutes=60,
+            public={
+                "test_attention_of_two_tokens": 1,
+                "test_attention_through_block_tables": 2,
+            },
+            hidden={
+                "test_attention_agrees_with_pytorch": 2,
+                "test_attention_ignores_other_slots": 1,
+                "test_attention_skips_padding": 1,
+                "test_attention_copies_blocks": 1,
+                "test_attention_with_large_scores": 1,
+            },
+        ),
+        Task(
+            "QuantizedKVLayer",
+            "Keys and values in fewer bits",
+            minutes=60,
+            public={
+                "test_quantized_examples": 1,
+                "test_quantized_residual_and_bytes": 2,
+            },
+            hidden={
+                "test_quantized_error_is_half_a_step": 2,
+                "test_quantized_state_is_packed": 2,
+                "test_quantized_once": 1,
+                "test_quantized_odd_groups": 1,
+            },
+        ),
+        Task(
+            "sliding_window_evict",
+            "What a window lets go",
+            minutes=35,
+            public={
+                "test_window_keeps_positions": 1,
+                "test_window_frees_blocks": 1,
+            },
+            hidden={
+                "test_window_over_time": 2,
+                "test_window_blocks_over_time": 2,
+            },
+        ),
     ),
+    preload=("torch",),
     call_s=5.0,  # the slowest honest call, a pool of 200,000 blocks, takes 0.3 s
 )

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import hashlib
 from typing import Any
 
-from autograder.checks import expect_close, expect_equal, expect_raises
+import torch
+
+from autograder.checks import expect_close, expect_equal, expect_raises, expect_type, fail
 
 GIB = 2**30
 SMOLLM2 = {"n_heads": 9, "n_kv_heads": 3, "head_dim": 64}
@@ -284,3 +287,278 @@ def test_pool_refuses_double_free(submission):
     expect_raises("ValueError", lambda: pool.free_blocks([0]), "Freeing the null block")
     expect_equal([pool.ref_count(block) for block in range(5)], [0, 1, 1, 0, 0], "The counts after calls that failed")
     expect_equal(pool.get_new_blocks(2), [4, 3], "The free queue after calls that failed")
+
+
+# ------------------------------------------------------------------------------------------------ PagedKVCacheManager
+
+
+def lend_pool(submission: Any, num_blocks: int, block_size: int) -> tuple[Any, list[int]]:
+    """A manager with a pool, and the counts of its blocks. Enough for these checks: no block is handed out twice."""
+    fresh, counts = list(range(1, num_blocks)), [0] * num_blocks
+    found: dict[str, int] = {}
+
+    def add(blocks: Any, holders: int) -> None:
+        for block in blocks if type(blocks) is list else [blocks]:
+            if type(block) is not int or not 0 < block < num_blocks:
+                fail("Your manager gave something to the pool that is no block.", value=block)
+            counts[block] += holders
+
+    def take(n: Any) -> list[int] | None:
+        if type(n) is not int or n < 0:
+            fail("Your manager asked the pool for a number of blocks that is no count.", value=n)
+        if n > len(fresh):
+            return None
+        taken = [fresh.pop(0) for _ in range(n)]
+        add(taken, 1)
+        return taken
+
+    def remember(block: Any, *key: Any) -> str:
+        add(block, 0)
+        if type(key[1]) is not tuple or len(key[1]) != block_size:
+            fail("Your manager cached a block that is not full.", value=key[1], expected=f"{block_size} tokens")
+        found.setdefault(repr(key), block)
+        return hashlib.sha256(repr(key).encode()).hexdigest()  # hash_block
+
+    def holders(block: Any) -> int:
+        add(block, 0)
+        return counts[block]
+
+    pool = submission.LentPool(
+        get_new_blocks=take,
+        touch=lambda blocks: add(blocks, 1),
+        free_blocks=lambda blocks: add(blocks, -1),
+        cache_full_block=lambda block, parent, tokens, extra: remember(block, parent, tokens, extra),
+        get_cached_block=lambda parent, tokens, extra: found.get(repr((parent, tokens, extra))),
+        num_free_blocks=lambda: counts[1:].count(0),
+        ref_count=holders,
+    )
+    return submission.PagedKVCacheManager(pool, block_size), counts
+
+
+def ids(text: str) -> list[int]:
+    """A text as token ids."""
+    return [ord(letter) for letter in text]
+
+
+def test_manager_gives_tables(submission):
+    """A request gets a block for each `block_size` tokens begun, more as it grows, and frees them when it ends.
+
+    Hint: How many blocks do n tokens need? Take the difference to those that are there.
+    """
+    manager, counts = lend_pool(submission, 8, 4)
+    expect_equal(manager.allocate("a", ids("ABCDEFGHIJ")), 0, "Tokens found for the first request")
+    expect_equal(manager.block_table("a"), [1, 2, 3], "The table of 10 tokens in blocks of 4")
+    expect_equal(manager.append("a", ids("KL")), [], "Copies for two tokens that fit into the last block")
+    expect_equal(manager.block_table("a"), [1, 2, 3], "The table of 12 tokens")
+    expect_equal(manager.append("a", ids("M")), [], "Copies for a token that needs a new block")
+    expect_equal(manager.block_table("a"), [1, 2, 3, 4], "The table of 13 tokens")
+    what = "allocate with 13 tokens when 3 blocks are free"
+    expect_raises("OutOfBlocksError", lambda: manager.allocate("b", ids("abcdefghijklm")), what)
+    expect_equal(counts, [0, 1, 1, 1, 1, 0, 0, 0], "The counts after a request for which there was no room")
+    manager.free("a")
+    expect_equal(counts, [0] * 8, "The counts after the request has ended")
+    expect_raises("KeyError", lambda: manager.block_table("a"), "The table of a request that has ended")
+
+
+def test_manager_finds_prefixes(submission):
+    """A request begins with the cached blocks of its prefix, but its last token is always computed.
+
+    Hint: Of T tokens at most T - 1 may be found. How many whole blocks is that?
+    """
+    manager, counts = lend_pool(submission, 20, 4)
+    expect_equal(manager.match_prefix(ids("ABCDEFGH")), [], "Blocks found before anything was cached")
+    manager.allocate("a", ids("ABCDEFGHIJ"))
+    for text, expected in (
+        ("ABCDEFGHIJ", [1, 2]),
+        ("ABCDEFGHx", [1, 2]),
+        ("ABCDEFGH", [1]),
+        ("ABCDxxxxx", [1]),
+        ("ABCDxxxxEFGHx", [1]),
+        ("xxxxEFGHx", []),
+        ("ABCD", []),
+    ):
+        expect_equal(manager.match_prefix(ids(text)), expected, f"Blocks found for {text}")
+    expect_equal(manager.match_prefix(ids("ABCDEFGHIJ"), ["tenant"]), [], "Blocks found with another extra key")
+    expect_equal(counts[1:4], [1, 1, 1], "The counts after looking")
+    expect_equal(manager.allocate("b", ids("ABCDEFGHxy")), 8, "Tokens found for a prompt with 8 tokens in common")
+    expect_equal(manager.block_table("b"), [1, 2, 4], "The table of this request")
+    expect_equal(counts[1:5], [2, 2, 1, 1], "The counts of blocks 1 to 4")
+    manager.free("a")
+    manager.free("b")
+    expect_equal(manager.allocate("c", ids("ABCDEFGH")), 4, "Tokens found for a prompt that is cached as a whole")
+    expect_equal(manager.block_table("c"), [1, 5], "The table of this request")
+
+
+def test_manager_forks(submission):
+    """Requests that were forked share their blocks; the first that writes to the last block gets a copy of it.
+
+    Hint: A block that several hold and that is not full must not be written to. ref_count says how many hold it.
+    """
+    manager, counts = lend_pool(submission, 10, 4)
+    manager.allocate("a", ids("ABCDEFGHIJ"))
+    manager.fork("a", "b")
+    expect_equal(manager.block_table("b"), [1, 2, 3], "The table of the fork")
+    expect_equal(counts[1:4], [2, 2, 2], "The counts after the fork")
+    expect_equal(manager.append("b", ids("K")), [(3, 4)], "Copies when the fork goes on first")
+    expect_equal(manager.append("a", ids("L")), [], "Copies when the other one goes on after it")
+    expect_equal(manager.block_table("a"), [1, 2, 3], "The table of the first request")
+    expect_equal(manager.block_table("b"), [1, 2, 4], "The table of the fork after its copy")
+    expect_equal(counts[1:5], [2, 2, 1, 1], "The counts after the copy")
+    manager.append("a", ids("M"))
+    manager.fork("a", "c")
+    expect_equal(manager.append("c", ids("N")), [], "Copies when the last block is full")
+    expect_equal(manager.block_table("c"), [1, 2, 3, 5], "The table of a fork of three full blocks, and one token")
+    expect_equal(manager.block_table("a"), [1, 2, 3], "The table of the request that it came from")
+
+
+# ------------------------------------------------------------------------------------------------ PagedAttentionLayer
+
+
+def expect_near(value: Any, expected: torch.Tensor, what: str, tolerance: float = 1e-5) -> None:
+    """`value` must be an fp32 tensor like `expected`; `tolerance` is relative to the largest number of `expected`.
+
+    1e-5 is some twenty times the rounding of fp32, so the order of operations does not matter.
+    """
+    wanted = f"tensor of shape {tuple(expected.shape)}, torch.float32"
+    if type(value) is not torch.Tensor or value.dtype != torch.float32 or value.shape != expected.shape:
+        fail(f"{what} must be a {wanted}.", value=value, expected=wanted)
+    off = (value.double() - expected.double()).abs().max().item() if expected.numel() else 0.0
+    if not off <= tolerance * max(expected.abs().max().item() if expected.numel() else 0.0, 1e-30):
+        few = value.numel() <= 8
+        fail(
+            f"{what} is not what it should be.",
+            value=[round(number, 6) for number in value.reshape(-1).tolist()] if few else f"off by up to {off:.3g}",
+            expected=str([round(number, 6) for number in expected.reshape(-1).tolist()] if few else "almost equal"),
+        )
+
+
+def test_attention_of_two_tokens(submission):
+    """The example of the handout: a query reads the values of its tokens, weighed by the softmax of the scores.
+
+    Hint: Find the two tokens first: their slots are block * block_size + place.
+    """
+    layer = submission.PagedAttentionLayer(4, 2, 1, 2)
+    k = torch.tensor([[[1.0986123, 5.0]], [[0.0, 7.0]]])
+    v = torch.tensor([[[4.0, 0.0]], [[0.0, 8.0]]])
+    layer.write(k, v, torch.tensor([6, 7]))
+    q, table = torch.tensor([[[1.0, 0.0]]]), torch.tensor([[3, 0]])
+    out = layer.attend(q, table, torch.tensor([2]), 1.0)
+    expect_near(out, torch.tensor([[[3.0, 2.0]]]), "The result of the example")
+    out = layer.attend(q, table, torch.tensor([1]), 1.0)
+    expect_near(out, torch.tensor([[[4.0, 0.0]]]), "The result with one token")
+    out = layer.attend(q * 2**0.5, table, torch.tensor([2]))
+    expect_near(
+        out, torch.tensor([[[3.0, 2.0]]]), "The result with the scale left out, and a query sqrt(2) times as long"
+    )
+
+
+def test_attention_through_block_tables(submission):
+    """Keys and values are found through the block table, and heads that follow each other share a KV head.
+
+    Hint: With 6 heads and 2 KV heads, heads 0, 1 and 2 look at KV head 0. Compare with PyTorch's attention.
+    """
+    torch.manual_seed(7)
+    layer = submission.PagedAttentionLayer(9, 4, 2, 8)
+    q = torch.randn(2, 6, 8)
+    tables, lens = torch.tensor([[7, 2, 5], [3, 8, 0]]), torch.tensor([10, 7])
+    expected = torch.empty_like(q)
+    for row, length in enumerate(lens.tolist()):
+        k, v = torch.randn(2, length, 2, 8)
+        layer.write(k, v, torch.tensor([int(tables[row, i // 4]) * 4 + i % 4 for i in range(length)]))
+        one = (q[row, :, None], k.movedim(0, 1), v.movedim(0, 1))
+        expected[row] = torch.nn.functional.scaled_dot_product_attention(*one, enable_gqa=True)[:, 0]
+    expect_near(layer.attend(q, tables, lens), expected, "The result of two sequences in one batch")
+
+
+# --------------------------------------------------------------------------------------------------- QuantizedKVLayer
+
+
+def test_quantized_examples(submission):
+    """Codes, scales, minima and packed bytes are those of the handout's examples.
+
+    Hint: Do one group by hand, then look at `state()`. The first code of a byte stands in its highest bits.
+    """
+    layer = submission.QuantizedKVLayer(1, 4, 2, 4, 1)
+    layer.append(torch.tensor([[[0.0, 1.0, 2.25, 6.0]]]), torch.tensor([[[-1.0, 5.0, 3.0, 1.0]]]))
+    state = held(layer)
+    for name, scale, low, codes in (("key", 2.0, 0.0, {0b00000111, 0b00010111}), ("value", 2.0, -1.0, {0b00111001})):
+        expect_equal(state[f"{name}_scales"].tolist(), [[[scale]]], f"{name}_scales")
+        expect_equal(state[f"{name}_minima"].tolist(), [[[low]]], f"{name}_minima")
+        expect_equal(tuple(state[f"{name}_codes"].shape), (1, 1, 1), f"The shape of {name}_codes")
+        if (code := state[f"{name}_codes"].item()) not in codes:
+            fail(f"{name}_codes is not what it should be.", value=f"{code:08b}", expected=f"{min(codes):08b}")
+    expect_near(layer.values(), torch.tensor([[[-1.0, 5.0, 3.0, 1.0]]]), "The values, which codes can express exactly")
+    what = "QuantizedKVLayer with groups of 24 in a head of 64"
+    expect_raises("ValueError", lambda: submission.QuantizedKVLayer(2, 64, 4, 24, 16), what)
+
+
+def held(layer: Any) -> dict[str, torch.Tensor]:
+    """What `state()` of a layer gives, which must be a dict of eight tensors."""
+    state = layer.state()
+    expect_type(state, dict, "What state() gives")
+    dtypes = {"codes": torch.uint8, "scales": torch.float16, "minima": torch.float16, "residual": torch.float32}
+    expect_equal(sorted(state), sorted(f"{name}_{part}" for name in ("key", "value") for part in dtypes), "Its keys")
+    for name, tensor in state.items():
+        wanted = dtypes[name.partition("_")[2]]
+        if type(tensor) is not torch.Tensor or tensor.dtype != wanted or tensor.dim() != 3:
+            fail(f"{name} must be a tensor of {wanted} with three dimensions.", value=tensor, expected=str(wanted))
+    return state
+
+
+def test_quantized_residual_and_bytes(submission):
+    """Tokens are quantised when `residual_length` of them have gathered, and the bytes are those of all that is held.
+
+    Hint: 40 tokens with a residual length of 16 are two times 16, and 8 that wait.
+    """
+    torch.manual_seed(7)
+    k, v = torch.randn(2, 40, 2, 64)
+    layer = submission.QuantizedKVLayer(2, 64, 4, 32, 16)
+    expect_equal(layer.num_bytes(), 0, "Bytes of an empty layer")
+    for start, stop, quantised, expected in ((0, 15, 0, 15_360), (15, 16, 16, 2_560), (16, 40, 32, 13_312)):
+        layer.append(k[start:stop], v[start:stop])
+        state = held(layer)
+        expect_equal(tuple(state["key_codes"].shape), (quantised, 2, 32), f"Shape of key_codes after {stop} tokens")
+        expect_equal(
+            tuple(state["value_scales"].shape), (quantised, 2, 2), f"Shape of value_scales after {stop} tokens"
+        )
+        expect_equal(layer.num_bytes(), expected, f"Bytes after {stop} tokens")
+    expect_near(layer.keys()[32:], k[32:], "The keys that wait", tolerance=0.0)
+    expect_near(layer.keys(), k, "All keys (4 bits are this exact)", tolerance=0.1)
+    expect_near(layer.values(), v, "All values", tolerance=0.1)
+
+
+# ----------------------------------------------------------------------------------------------- sliding_window_evict
+
+
+def test_window_keeps_positions(submission):
+    """The positions that the next token sees stay, and the sinks.
+
+    Hint: Which position has the next token? Compare each cached position with it.
+    """
+    ten = list(range(10))
+    for positions, window, sinks, expected in (
+        (ten, 4, 0, [7, 8, 9]),
+        (ten, 4, 2, [0, 1, 7, 8, 9]),
+        ([0, 1, 7, 8, 9, 10], 4, 2, [0, 1, 8, 9, 10]),
+        (ten, 11, 0, ten),
+        (ten, 1, 0, []),
+        ([], 4, 2, []),
+    ):
+        what = f"What stays of {positions} with a window of {window} and {sinks} sinks"
+        expect_equal(submission.sliding_window_evict(positions, window, sinks), expected, what)
+
+
+def test_window_frees_blocks(submission):
+    """A block goes when none of its tokens is needed any more; the null block takes its place.
+
+    Hint: Which positions lie in block number i of the table? All of them must have gone.
+    """
+    for table, tokens, sinks, expected in (
+        ([7, 3, 9, 5], 14, 0, ([0, 0, 9, 5], [7, 3])),
+        ([7, 3, 9, 5], 14, 2, ([7, 0, 9, 5], [3])),
+        ([7, 0, 9, 5], 15, 2, ([7, 0, 0, 5], [9])),
+        ([7], 3, 0, ([7], [])),
+        ([], 0, 0, ([], [])),
+    ):
+        what = f"What evict_blocks gives for {table}, {tokens} tokens in blocks of 4, a window of 4, {sinks} sinks"
+        expect_equal(submission.evict_blocks(table, tokens, 4, 4, sinks), expected, what)

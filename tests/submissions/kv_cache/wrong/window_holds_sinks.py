@@ -1,0 +1,28 @@
+"""Lets the sinks take their room out of the window.
+
+fails: test_window_keeps_positions test_window_frees_blocks test_window_over_time test_window_blocks_over_time
+"""
+
+
+# %% task="sliding_window_evict"
+def sliding_window_evict(positions: Sequence[int], window: int, sinks: int = 0) -> list[int]:
+    check_count(window, "window", 1)
+    check_count(sinks, "sinks")
+    window = max(1, window - sinks)
+    return [position for position in positions if position < sinks or position > positions[-1] + 1 - window]
+
+
+def evict_blocks(
+    block_table: Sequence[int], num_tokens: int, block_size: int, window: int, sinks: int = 0
+) -> tuple[list[int], list[int]]:
+    check_count(block_size, "block_size", 1)
+    check_count(window, "window", 1)
+    check_count(sinks, "sinks")
+    table, freed = list(block_table), []
+    window = max(1, window - sinks)
+    for number, block in enumerate(table):
+        first, behind = number * block_size, (number + 1) * block_size
+        if first >= sinks and behind <= num_tokens + 1 - window and block != 0:
+            freed.append(block)
+            table[number] = 0
+    return table, freed
