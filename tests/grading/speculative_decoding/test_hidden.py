@@ -342,6 +342,8 @@ def test_lookup_arguments(submission):
     expect_count_checked(partial(submission.PromptLookupProposer, ngram_min=4), "ngram_max", 4)
     proposer = submission.PromptLookupProposer(2, 2)
     expect_count_checked(partial(proposer.propose, [1, 2, 3]), "k")
+    usual = submission.PromptLookupProposer(3)
+    expect_equal(usual.propose([7, 8, 7], 1), [8], "The guess after [7, 8, 7] with ngram_min left out")
 
 
 CORNERS: dict[int, dict[str, Any]] = {
