@@ -342,10 +342,10 @@ def test_a_class_of_nobody_graded_has_a_page() -> None:
     assert "No result is stored." in html_pages.class_html(page, "grades.csv")
 
 
-def test_a_class_of_a_thousand_has_a_page_of_moderate_size() -> None:
-    """The page grows by the lines of its table only: well below a kilobyte for each student."""
-    small, large = (len(class_html(students)) for students in (30, 1000))
-    assert (large - small) / 970 < 700
+def test_the_class_page_grows_by_the_lines_of_its_table_only() -> None:
+    """Well below a kilobyte for each student: a thousand make half a megabyte."""
+    small, large = (len(class_html(students)) for students in (30, 230))
+    assert (large - small) / 200 < 700
 
 
 # ------------------------------------------------------------------------------------------------ a browser
@@ -463,8 +463,9 @@ def files(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     return {name: folder / f"{name}.html" for name in made}
 
 
+WITH_NOTEBOOK = ("half marks", "hostile")
+"""Pages whose notebook is looked at too: the handout in it is long, and the same on all of them."""
 AXE_RUN = """(async () => {
-    document.querySelectorAll('details').forEach(each => { each.open = true });
     const found = await axe.run(document, {resultTypes: ['violations']});
     return found.violations.map(each => each.id + ': ' + each.nodes.map(node => node.html.slice(0, 200)).slice(0, 3).join(' | '));
 })()"""
@@ -475,6 +476,8 @@ def test_axe_finds_nothing(browser: Browser, axe: str, files: dict[str, Path], n
     """No violation of any of axe-core's rules, on a phone in dark colours and on a desktop in light ones."""
     for width, dark in ((PHONE, True), (DESKTOP, False)):
         browser.open(files[name], width, dark=dark)
+        folded = "details" if name in WITH_NOTEBOOK else "details.print"
+        browser.run(f"document.querySelectorAll('{folded}').forEach(each => {{ each.open = true }})")
         browser.run(axe + ";true")
         assert browser.run(AXE_RUN) == []
 
