@@ -10,9 +10,7 @@ students is made by `autograder.feedback_export`, from the same results.
 
 from __future__ import annotations
 
-import csv
 import dataclasses
-import io
 import os
 import urllib.parse
 from collections.abc import Sequence
@@ -27,6 +25,7 @@ from autograder.class_page import ClassPage, Submitted, class_page
 from autograder.grading import Job, discover, result_file
 from autograder.progress import Steps
 from autograder.results import Refused, Result
+from autograder.sheet import Sheet, harmless
 from autograder.student_page import Book, Cell, student_page
 from autograder.suite import Suite
 
@@ -128,9 +127,7 @@ def _student_html(folder: Path, result: Result, released: Sequence[Cell], record
 def _csv(page: ClassPage) -> str:
     """One line for each submission: points of tasks, outcomes of checks, and which result that is."""
     checks = [check.name for check in page.assignment.checks]
-    written = io.StringIO(newline="")
-    lines = csv.writer(written)
-    lines.writerow(
+    made = Sheet.new(
         ["student", "state", "points", "max_points", "gradebook"]
         + [task.name for task in page.assignment.tasks]
         + [*checks, "seconds", "isolation", "submission", "checks"]
@@ -138,17 +135,11 @@ def _csv(page: ClassPage) -> str:
     for row in page.rows:
         result = row.submitted.result
         outcomes = {finding.check: str(finding.outcome) for finding in result.findings} if result else {}
-        lines.writerow(
-            [_harmless(row.submitted.student), row.state, row.total, page.assignment.points, row.submitted.gradebook]
-            + [*row.points, *(outcomes.get(check, "") for check in checks), row.seconds, row.isolation]
-            + ([result.submission_hash, result.suite_hash] if result else ["", ""])
-        )
-    return written.getvalue()
-
-
-def _harmless(text: str) -> str:
-    """`text` so that no spreadsheet takes it for a formula."""
-    return f"'{text}" if text.startswith(("=", "+", "-", "@", "\t", "\r")) else text
+        cells = [row.submitted.student, row.state, row.total, page.assignment.points, row.submitted.gradebook]
+        cells += [*row.points, *(outcomes.get(check) for check in checks), row.seconds, row.isolation]
+        cells += [result.submission_hash, result.suite_hash] if result else [None, None]
+        made.rows.append(["" if cell is None else harmless(str(cell)) for cell in cells])
+    return made.bytes().decode()
 
 
 def _private(folder: Path) -> None:
