@@ -170,7 +170,7 @@ def _grade_column(sheet: Sheet, chosen: Format, names: set[str]) -> int:
         titles = {title.strip() for title in sheet.header if matching.fullmatch(title.strip())}
         if len(titles) > 1:
             raise ExportError(
-                f"{sheet.file} has several columns for this grade: {_list(titles)}. Choose one with --column."
+                f"{sheet.file} has several columns for this grade: {_list(sorted(titles))}. Choose one with --column."
             )
         if titles and (there := sheet.column(titles.pop())) is not None:
             return there

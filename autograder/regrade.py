@@ -14,6 +14,7 @@ is gone from `submitted/`, which stay; whether a check's new verdict is right.
 from __future__ import annotations
 
 import math
+import shlex
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -205,7 +206,7 @@ def _other_points(folder: Path, name: str) -> str:
         return ""
     return (
         f"The gradebook has other tasks or points than the suite: {', '.join(different)}. It was left as it is. "
-        f"Tell it first: autograder build {name} && autograder init {folder} {name}; then regrade."
+        f"Tell it first: autograder build {name} && autograder init {shlex.quote(str(folder))} {name}; then regrade."
     )
 
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 import nbformat
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from nbgrader.api import Gradebook
 from rich.console import Console
@@ -78,6 +78,7 @@ def test_the_other_rules() -> None:
     assert decide(first, [finding("test_a", Outcome.FAILED, credit=0.5)]).rule is Rule.IMPOSSIBLE
 
 
+@settings(deadline=None)
 @given(st.lists(findings, max_size=6))
 def test_explained_points_add_up_to_the_grade(stream: list[Finding]) -> None:
     """Whatever was found, the points of the rules are the grade's, and a grade is withheld only for a reason."""

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from nbgrader.api import Gradebook
 
@@ -92,6 +92,7 @@ def test_what_is_no_formula_stays(text: str) -> None:
     assert harmless(text) == text
 
 
+@settings(deadline=None)
 @given(wild)
 def test_no_cell_begins_a_formula_wherever_it_is_cut(text: str) -> None:
     """Whatever a program takes for the end of a cell, nothing behind it begins a formula; doing it twice changes nothing."""
@@ -255,6 +256,7 @@ students = st.lists(wild.map(str.strip).filter(bool), min_size=1, max_size=5, un
 points = st.none() | st.floats(0, 1000)
 
 
+@settings(deadline=None)
 @given(students, st.data(), st.sampled_from(sorted(gradesheet.FORMATS)))
 def test_a_new_sheet_filled_again_is_the_same(
     tmp_path_factory: pytest.TempPathFactory, names: list[str], data: st.DataObject, format_: str
@@ -268,6 +270,7 @@ def test_a_new_sheet_filled_again_is_the_same(
     assert again.same == sum(grade.points is not None for grade in known)
 
 
+@settings(deadline=None)
 @given(
     students, st.data(), st.sampled_from(sheet.DELIMITERS), st.sampled_from(["\n", "\r\n"]), st.booleans(), st.booleans()
 )  # fmt: skip
@@ -304,6 +307,7 @@ def test_a_foreign_sheet_keeps_all_but_the_grades(
     assert (again.changes, again.content) == ([], once.content)
 
 
+@settings(deadline=None)
 @given(st.lists(st.lists(wild, min_size=2, max_size=2), max_size=4))
 def test_what_needs_no_change_comes_back_byte_for_byte(
     tmp_path_factory: pytest.TempPathFactory, rows: list[list[str]]

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from nbgrader.api import Gradebook
 
@@ -260,12 +260,14 @@ def result(stream: list[Finding], points: dict[str, int]) -> Result:
     return Result.model_validate(fields)
 
 
+@settings(deadline=None)
 @given(findings, specs)
 def test_a_result_does_not_differ_from_itself(stream: list[Finding], points: dict[str, int]) -> None:
     """In whatever order its findings are."""
     assert not list(regrade.flips(result(stream, points), result(stream[::-1], points)))
 
 
+@settings(deadline=None)
 @given(findings, specs, findings, specs)
 def test_flips_are_the_checks_whose_verdicts_differ(
     then: list[Finding], old: dict[str, int], now: list[Finding], new: dict[str, int]

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import jsonschema
 import junitparser
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from lxml import etree
 
@@ -86,6 +86,7 @@ def test_writing_gives_the_committed_files(tmp_path: Path) -> None:
     assert {path.name: path.read_text() for path in tmp_path.iterdir()} == schema.schemas()
 
 
+@settings(deadline=None)
 @given(streams)
 def test_every_stored_result_fits_the_schema(tmp_path_factory: pytest.TempPathFactory, stream: list[Finding]) -> None:
     """Whatever a submission says and whatever is measured, NaN and infinity included."""
@@ -150,6 +151,7 @@ def test_grade_json_is_one_object_that_fits_the_schema(course: Course, tmp_path:
 # ------------------------------------------------------------------------------------------------ JUnit XML
 
 
+@settings(deadline=None)
 @given(streams, st.lists(wild, max_size=2), wild)
 def test_any_result_is_well_formed_junit(stream: list[Finding], withheld: list[str], student: str) -> None:
     """Text of any kind, numbers that are none: two readers take it, and what is no pass does not look like one."""
