@@ -4,6 +4,7 @@
         answer = service.client().get("/health")          # httpx
         with service.openai() as client:                  # the official client
             client.models.list()
+        exchange = service.begin("POST", "/v1/completions", json={...})   # in flight, `autograder.exchange`
 
 Covered:
 - whose fault: a service that dies, hangs, drips or never ends is a `SubmissionFault`, whatever client met it
@@ -17,6 +18,7 @@ Not covered:
 from __future__ import annotations
 
 import contextlib
+import json as jsons
 import os
 import socket
 import time
@@ -28,12 +30,15 @@ import httpx
 
 from autograder import temporary
 from autograder.checks import SubmissionFault
+from autograder.exchange import Exchange
 from autograder.remote import RunningSubmission
 from autograder.sandbox import SandboxUnavailable
 
 if TYPE_CHECKING:
     import openai
     from websockets.sync.client import ClientConnection
+
+    from gpu_env.load import Target
 
 __all__ = ["MAX_ANSWER_BYTES", "Service", "serve"]
 
@@ -106,6 +111,31 @@ class Service:
             yield client
         except openai.APIConnectionError as error:
             raise error.__cause__ or error from None
+
+    def begin(
+        self,
+        method: str,
+        path: str,
+        *,
+        json: Any = None,
+        content: bytes = b"",
+        headers: Mapping[str, str] | None = None,
+        max_bytes: int = MAX_ANSWER_BYTES,
+    ) -> Exchange:
+        """Send a request and wait for nothing. `json` goes out as JSON, else `content` as it is."""
+        if json is not None:
+            content = jsons.dumps(json).encode()
+            headers = {"Content-Type": "application/json", **(headers or {})}
+        left_s = self._submission.time_left()
+        return Exchange(
+            self.connect(), method, path, headers or {}, content, fault=self.fault, left_s=left_s, max_bytes=max_bytes
+        )
+
+    def target(self, path: str = "/v1/completions", headers: Mapping[str, str] | None = None) -> Target:
+        """Where `gpu_env.load` sends its requests. Of use in this process only, while the service runs."""
+        from gpu_env.load import Target
+
+        return Target(self._path, path, headers or {})
 
     def connect(self) -> socket.socket:
         """A connected socket, for what no client would send. Reading waits as long as one call may take."""
@@ -182,7 +212,7 @@ class _Guarded(httpx.BaseTransport):
     def __init__(self, service: Service, max_bytes: int) -> None:
         self._service = service
         self._max_bytes = max_bytes
-        self._inner = httpx.HTTPTransport(uds=service._path)
+        self._inner = httpx.HTTPTransport(uds=service._path, verify=False)  # no TLS; loading roots would take 20 ms
 
     def handle_request(self, request: httpx.Request) -> httpx.Response:
         limit = _Limit(self._service, self._max_bytes)
@@ -217,7 +247,8 @@ class _AsyncGuarded(httpx.AsyncBaseTransport):
     def __init__(self, service: Service, max_bytes: int) -> None:
         self._service = service
         self._max_bytes = max_bytes
-        self._inner = httpx.AsyncHTTPTransport(uds=service._path, limits=httpx.Limits(max_connections=None))
+        limits = httpx.Limits(max_connections=None)
+        self._inner = httpx.AsyncHTTPTransport(uds=service._path, limits=limits, verify=False)
 
     async def handle_async_request(self, request: httpx.Request) -> httpx.Response:
         limit = _Limit(self._service, self._max_bytes)

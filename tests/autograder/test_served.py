@@ -84,9 +84,18 @@ PRELOAD = ("fastapi", "uvicorn", "uvicorn.protocols.http.h11_impl")
 CALL_S = 3.0
 
 
-@pytest.fixture(scope="module", params=["best", "process"])
+@pytest.fixture(scope="module", params=["best", "landlock", "process"])
 def sandbox(request: pytest.FixtureRequest) -> Iterator[NamespaceSandbox | LandlockSandbox | ProcessSandbox]:
-    with best_sandbox(PRELOAD, 0) if request.param == "best" else ProcessSandbox() as made:
+    if request.param == "process":
+        made: NamespaceSandbox | LandlockSandbox | ProcessSandbox = ProcessSandbox()
+    elif request.param == "best":
+        made = best_sandbox(PRELOAD, 0)
+    else:
+        try:
+            made = LandlockSandbox(PRELOAD)
+        except SandboxUnavailable as error:
+            pytest.skip(f"level 1 or 2 cannot be had here: {error}")
+    with made:
         yield made
 
 
