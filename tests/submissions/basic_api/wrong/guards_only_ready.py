@@ -1,0 +1,44 @@
+"""Says that it is not ready, and asks the engine all the same.
+
+fails: test_app_is_ready_when_loaded test_app_loading_fails
+"""
+
+
+# %% task="create_app"
+def create_app(engine: Engine, settings: Settings) -> FastAPI:
+    """The whole service. It calls `engine.load()` when it starts and `engine.close()` when it ends."""
+    ready = asyncio.Event()
+
+    async def load() -> None:
+        await engine.load()
+        ready.set()
+
+    @asynccontextmanager
+    async def lifespan(app: FastAPI) -> Any:
+        loading = asyncio.create_task(load())
+        yield
+        loading.cancel()
+        await asyncio.wait([loading])
+        await engine.close()
+
+    async def require_ready() -> None:
+        if not ready.is_set():
+            raise APIError(503, "The model is not loaded yet.", code="not_ready")
+
+    errors: Any = {"4XX": {"model": ErrorBody}, "5XX": {"model": ErrorBody}}
+    app = FastAPI(title="Language model service", lifespan=lifespan)
+    add_error_handlers(app)
+    app.include_router(models_router(settings), responses=errors)
+    for router in (completions_router(engine, settings), chat_router(engine, settings)):
+        app.include_router(router, responses=errors)
+
+    @app.get("/health")
+    async def health() -> Status:
+        return Status(status="ok")
+
+    @app.get("/ready", responses=errors)
+    async def readiness() -> Status:
+        await require_ready()
+        return Status(status="ready")
+
+    return app
