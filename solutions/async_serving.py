@@ -60,7 +60,8 @@ import socket
 import time
 import uuid
 from collections import deque
-from collections.abc import AsyncIterator, Awaitable
+from collections.abc import AsyncIterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any, Literal, Protocol
 
@@ -290,7 +291,8 @@ def play(kind: str, arguments: list[Any], steps: list[list[list[Any]]]) -> list[
         await asyncio.gather(*tasks.values(), return_exceptions=True)
         return notes
 
-    return asyncio.run(run())
+    with ThreadPoolExecutor(1) as pool:  # a notebook's own thread has a running event loop already
+        return pool.submit(lambda: asyncio.run(run())).result()
 
 
 def serve_chat(settings: dict[str, Any], engine: socket.socket, limited: bool = False) -> FastAPI:
@@ -776,7 +778,7 @@ async def arrivals(stream: bool) -> list[float]:
             async for line in response.aiter_lines():
                 if not stream:
                     times += [time.perf_counter() - began] * 20
-                elif '"content"' in line:
+                elif '"content"' in line and '""' not in line:
                     times.append(time.perf_counter() - began)
     return times
 
