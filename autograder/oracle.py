@@ -1,4 +1,7 @@
-"""Expected values that do not depend on any submission: computed once per grading run, in the judge, before it forks."""
+"""Expected values that do not depend on any submission: computed once per grading run, in the judge, before it forks.
+
+An oracle may also be a server that checks talk to; it is closed when the run is over.
+"""
 
 from __future__ import annotations
 
@@ -40,6 +43,13 @@ class Oracle(Generic[T]):
         except Exception:
             assert self._error is not None
 
+    def release(self) -> None:
+        """Close the value, if it is one that can be closed; the next call makes another one."""
+        close = getattr(self._value, "close", None)
+        if callable(close):
+            close()
+            self._value, self._done = None, False
+
 
 def oracle(function: Callable[[], T]) -> Oracle[T]:
     """Make `function` an oracle. It must depend on nothing but the suite (and models that lie here)."""
@@ -52,3 +62,9 @@ def prepare() -> None:
     """Compute every oracle of the suites that have been imported."""
     for each in _registered:
         each.prepare()
+
+
+def release() -> None:
+    """Close what oracles keep open, a server for instance: the grading run is over."""
+    for each in _registered:
+        each.release()

@@ -18,7 +18,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from autograder import corpus, results, suite, twins
+from autograder import corpus, oracle, results, suite, twins
 from autograder.feedback import points_text
 from autograder.grading import Executor, Graded, Grader, Job, discover, first_interrupt, result_file, stored
 from autograder.isolation import LEVELS
@@ -450,6 +450,7 @@ def sandbox_for(loaded: suite.Suite, minimum: int) -> Iterator[Sandbox]:
         sandbox.self_test()
         yield sandbox
     finally:
+        oracle.release()
         sandbox.close()
 
 

