@@ -32,6 +32,7 @@ from autograder import results, suite
 from autograder.errors import AutograderError
 from autograder.grading import Graded, Job, first_interrupt, graded_as, model_hashes, store
 from autograder.node import Judged, Line, Order, Ready, Setup
+from autograder.progress import Activity
 from autograder.results import Result
 from autograder.suite import Suite
 
@@ -124,6 +125,9 @@ class _Node:
     ready: Ready | None = None
     held: dict[str, _Held] = field(default_factory=dict)
     stopped: bool = False
+    doing: tuple[Activity, ...] = ()
+    told: float = 0.0
+    """When it said what it does."""
 
 
 @contextlib.contextmanager
@@ -177,6 +181,7 @@ class RayGrader:
     tier: str = "cpu"
     signing_key: SigningKey | None = None
     stopping: bool = False
+    tick: Callable[[], None] = field(default=lambda: None)
 
     def __post_init__(self) -> None:
         if self.minimum_level < 1:
@@ -218,6 +223,20 @@ class RayGrader:
             while any(node.held for node in self._nodes) or (waiting and not self.stopping):
                 self._step(waiting, done)
 
+    def activities(self) -> list[Activity]:
+        """What each worker of each node does now, as far as it has said so."""
+        now, found = time.monotonic(), []
+        for node in self._nodes:
+            for each in node.doing:
+                if each.student in node.held:
+                    seconds = each.seconds + now - node.told
+                    found.append(Activity(f"{node.name} {each.worker}", each.student, each.check, seconds))
+        return found
+
+    def watch(self, tick: Callable[[], None]) -> None:
+        """Have `tick` called a few times per second while jobs run."""
+        self.tick = tick
+
     def close(self) -> None:
         """End all actors. What still runs there is ended too."""
         for node in self._nodes:
@@ -226,6 +245,7 @@ class RayGrader:
 
     def _step(self, waiting: deque[_Held], done: Callable[[Graded], None]) -> None:
         """Look for nodes, send what they can take, and hear what they say."""
+        self.tick()
         if not self.stopping and time.monotonic() - self._looked >= LOOK_S:
             self._recruit()
             self._looked = time.monotonic()
@@ -324,6 +344,8 @@ class RayGrader:
                 self._nodes.remove(node)
             else:
                 self._lost(node, f"its judging process ended with {line.ended}", waiting, done)
+        elif line.doing is not None:
+            node.doing, node.told = line.doing, time.monotonic()
         elif line.judged:
             self._take(node, line.judged, waiting, done)
 

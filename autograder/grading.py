@@ -13,6 +13,7 @@ import gc
 import hashlib
 import json
 import os
+import re
 import secrets
 import selectors
 import signal
@@ -23,6 +24,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
+import pytest
 from pydantic import BaseModel
 
 from autograder import machine, oracle, results, suite
@@ -31,6 +33,7 @@ from autograder.finding import Finding, Outcome
 from autograder.grade import Score, score
 from autograder.judge import judge, limits_of, rehearse
 from autograder.manifest import Manifest
+from autograder.progress import Activity
 from autograder.results import IsolationRecord, Result
 from autograder.sandbox import Limits, Sandbox, SandboxUnavailable
 from autograder.spec import Assignment
@@ -54,6 +57,8 @@ SILENCE_S = 60.0
 """How much longer than one check may last a judge may be silent; half of it is what a worker may take to start."""
 WAIT_S = 60.0
 """How long one run waits, all in all, for the machine to recover before it judges something again."""
+BEGINS = re.compile(rb"^#(.*)\n", re.MULTILINE)
+"""What a judge says, ahead of its findings, when a check begins."""
 QUIET = 0.7
 """The share of a processor that a program must get for the machine to count as quiet."""
 PASSING = frozenset({Outcome.BROKEN, Outcome.INCONCLUSIVE, Outcome.SKIPPED})
@@ -186,6 +191,12 @@ class Executor(Protocol):
     def grade(self, jobs: Iterable[Job], done: Callable[[Graded], None]) -> None:
         """Judge `jobs`; `done` is called with each as it ends, its result stored. Ctrl-C finishes what runs."""
 
+    def activities(self) -> list[Activity]:
+        """What each worker does now."""
+
+    def watch(self, tick: Callable[[], None]) -> None:
+        """Have `tick` called a few times per second while jobs run."""
+
 
 class Inbox(Protocol):
     """Jobs that come while others run."""
@@ -211,6 +222,8 @@ class Grader:
     signing_key: SigningKey | None = None
     stopping: bool = False
     wait_s: float = WAIT_S
+    tick: Callable[[], None] = field(default=lambda: None)
+    _running: dict[int, _Running] = field(default_factory=dict)
 
     @property
     def isolation(self) -> str:
@@ -231,7 +244,7 @@ class Grader:
         Raises `StoreError` when results cannot be written; what was stored stays.
         """
         waiting = [_Try(job) for job in jobs][::-1]
-        running: dict[int, _Running] = {}
+        running = self._running
         with selectors.DefaultSelector() as selector, first_interrupt(self.stop):
             if inbox:
                 selector.register(inbox, selectors.EVENT_READ)
@@ -247,6 +260,7 @@ class Grader:
                             break
                         running[started.pipe] = started
                         selector.register(started.pipe, selectors.EVENT_READ)
+                    self.tick()
                     for ready, _ in selector.select(timeout=0.2):
                         if ready.fd in running:
                             running[ready.fd].read()
@@ -262,6 +276,18 @@ class Grader:
             finally:
                 for each in running.values():
                     each.end()
+                running.clear()
+
+    def activities(self) -> list[Activity]:
+        """What each worker does now."""
+        now, running = time.monotonic(), sorted(self._running.values(), key=lambda each: each.slot)
+        return [
+            Activity(str(each.slot + 1), each.attempt.job.student, each.check, now - each.started) for each in running
+        ]
+
+    def watch(self, tick: Callable[[], None]) -> None:
+        """Have `tick` called a few times per second while jobs run."""
+        self.tick = tick
 
     def stop(self) -> None:
         """Start no further job."""
@@ -381,7 +407,7 @@ class Grader:
                 raise ValueError(f"it wrote more than {MAX_SAID_BYTES:,} bytes")
             if not each.ended:
                 raise ValueError(f"no sign of life for {each.silent_s():.0f} s")
-            said = _Said.model_validate_json(bytes(each.data).strip() or b"{}")
+            said = _Said.model_validate_json(BEGINS.sub(b"", each.data).strip() or b"{}")
             if status or said.findings is None:
                 raise ValueError(said.error or f"it ended without findings, {_how(status)}")
         except ValueError as error:
@@ -457,6 +483,8 @@ class _Running:
     heard: float = field(default_factory=time.monotonic)
     ended: bool = False
     """It has said all that it will say."""
+    check: str = ""
+    """The check that it began last."""
 
     def read(self) -> None:
         """Take what has arrived."""
@@ -465,6 +493,8 @@ class _Running:
             self.data += chunk
             self.heard = time.monotonic()
             self.ended = not chunk
+            if begun := BEGINS.findall(chunk):
+                self.check = begun[-1].decode(errors="replace")
 
     def over(self, patience_s: float) -> bool:
         """Whether there is nothing more to wait for: it has said all, too much, or nothing for `patience_s`."""
@@ -483,17 +513,17 @@ class _Running:
 
 
 class _SignOfLife:
-    """A pytest plug-in that writes a line break when a check begins: blank space before JSON means nothing."""
+    """A pytest plug-in that writes lines ahead of the findings: an empty one, or the name of a check that begins."""
 
     def __init__(self, pipe: int) -> None:
         self._pipe = pipe
 
-    def give(self) -> None:
+    def give(self, check: str = "") -> None:
         """Write one."""
-        os.write(self._pipe, b"\n")
+        os.write(self._pipe, f"#{check}\n".encode() if check else b"\n")
 
-    def pytest_runtest_setup(self) -> None:
-        self.give()
+    def pytest_runtest_setup(self, item: pytest.Item) -> None:
+        self.give(item.name)
 
     def pytest_judge_alive(self) -> None:
         """A measurement goes on."""
@@ -518,7 +548,10 @@ def first_interrupt(stop: Callable[[], None]) -> Iterator[None]:
         asked = True
         stop()
         # not print, which may be what the signal interrupted
-        os.write(2, b"\nFinishing what runs. Ctrl-C once more stops at once.\n")
+        os.write(
+            2,
+            b"\nFinishing what runs. Ctrl-C once more stops at once. Either way the same command goes on from there.\n",
+        )
 
     before = signal.signal(signal.SIGINT, handle)
     try:

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import os
 import signal
+import time
 import traceback
 from collections.abc import Callable
 
@@ -22,10 +23,14 @@ from pydantic import BaseModel, ConfigDict
 from autograder import results, suite
 from autograder.errors import AutograderError
 from autograder.grading import Graded, Grader, Job, isolation_record, model_hashes
+from autograder.progress import Activity
 from autograder.results import IsolationRecord
 from autograder.sandbox import SandboxUnavailable
 
 __all__ = ["Judged", "Line", "Order", "Ready", "Setup", "main"]
+
+TELL_S = 1.0
+"""How often at most the driver is told what goes on."""
 
 
 class _Message(BaseModel):
@@ -72,10 +77,11 @@ class Judged(_Message):
 
 
 class Line(_Message):
-    """One thing said: `refused` and `ended` are reasons, and the last thing said."""
+    """One thing said: `doing` is what goes on, `refused` and `ended` are reasons, and the last thing said."""
 
     ready: Ready | None = None
     judged: Judged | None = None
+    doing: tuple[Activity, ...] | None = None
     refused: str = ""
     ended: str = ""
 
@@ -162,5 +168,15 @@ def _judge(setup: Setup, orders: _Orders, say: Callable[[Line], None]) -> None:
             result = results.content_of(each.result).decode() if each.result else ""
             say(Line(judged=Judged(student=each.student, result=result, problem=each.problem)))
 
+        told, before = time.monotonic(), ""
+
+        def tick() -> None:
+            nonlocal told, before
+            now = str([(each.student, each.check) for each in grader.activities()])
+            if now != before and time.monotonic() - told >= TELL_S:
+                told, before = time.monotonic(), now
+                say(Line(doing=tuple(grader.activities())))
+
         orders.stop = grader.stop
+        grader.watch(tick)
         grader.grade((), done, orders)

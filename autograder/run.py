@@ -134,10 +134,12 @@ def grade_course(
             with _executor(executor, address, loaded, folder / "results", how, steps) as grader:
                 grader.warm_up()
                 with steps.step(f"grading {name}", len(todo)) as progress:
+                    progress.activities = grader.activities
+                    grader.watch(progress.tick)
 
                     def done(each: Graded) -> None:
                         graded[each.student] = each
-                        progress.advance(_line(each))
+                        progress.advance(_line(each), each.result.findings if each.result else (), each.student)
 
                     twins.grade_once(grader, loaded, folder / "results", todo, done, signing_key)
                 stopped, used = grader.stopping, grader.isolation
@@ -389,12 +391,14 @@ def grade_corpus(
             jobs = [Job(each.key, each.submission(loaded.manifest)) for each in entries.values()]
             random.Random(order).shuffle(jobs)
             with steps.step(f"grading the corpus of {name}", len(entries)) as progress:
+                progress.activities = grader.activities
+                grader.watch(progress.tick)
 
                 def done(each: Graded) -> None:
                     if found := corpus.complaints(entries[each.student], each):
                         complaints[each.student] = tuple(found)
                     unmeasured.extend(corpus.unmeasured(each))
-                    progress.advance(_line(each))
+                    progress.advance(_line(each), each.result.findings if each.result else (), each.student)
 
                 grader.grade(jobs, done)
             used = grader.isolation

@@ -124,6 +124,8 @@ class Course:
     name: str
     tmp: Path
     environment: dict[str, str] = field(default_factory=dict)
+    output: int = subprocess.PIPE
+    """Where commands write: a descriptor, by default a pipe that is read to its end."""
 
     def start(self, *command: str, **more: str) -> subprocess.Popen[str]:
         """Start a command line in the course's folder, in a process group of its own, without our PATH."""
@@ -138,7 +140,7 @@ class Course:
             cwd=self.root,
             env=kept | clean | self.environment | more,
             stdin=subprocess.DEVNULL,
-            stdout=subprocess.PIPE,
+            stdout=self.output,
             stderr=subprocess.STDOUT,
             text=True,
             start_new_session=True,

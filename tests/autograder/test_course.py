@@ -459,7 +459,7 @@ def test_a_judge_that_gives_signs_of_life_may_take_its_time(judged: Any) -> None
 
     def judge(*_: Any, watchers: Any, **__: Any) -> list[Any]:
         for _number in range(8):
-            watchers[0].pytest_runtest_setup()
+            watchers[0].give()
             time.sleep(0.1)
         return []
 

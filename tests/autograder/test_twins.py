@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 from autograder import results, suite, twins
 from autograder.finding import Finding, Outcome
 from autograder.grading import Graded, Job, graded_as
+from autograder.progress import Activity
 from autograder.results import IsolationRecord, Result
 from autograder.submission import Submission
 
@@ -64,6 +65,13 @@ class Recorder:
 
     def warm_up(self) -> None:
         """Nothing to do."""
+
+    def activities(self) -> list[Activity]:
+        """Nothing goes on beside."""
+        return []
+
+    def watch(self, tick: Callable[[], None]) -> None:
+        """Nobody looks."""
 
     def grade(self, jobs: Iterable[Job], done: Callable[[Graded], None]) -> None:
         """Judge one after the other."""
