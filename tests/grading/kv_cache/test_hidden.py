@@ -11,7 +11,9 @@ from typing import Any
 
 import torch
 
+from autograder import machine
 from autograder.checks import expect_close, expect_equal, expect_raises, expect_type, fail
+from autograder.timed import Inconclusive
 from grading.kv_cache import oracles, paged
 from grading.kv_cache.oracles import Key, PoolModel, Server, build
 from grading.kv_cache.paged import ListPool, ManagerModel
@@ -574,6 +576,9 @@ def test_pool_keeps_duplicates(submission):
 SMALL, LARGE, TAKEN = 2_000, 200_000, 256
 NEXT = 16
 """Blocks that are taken from the head after others were touched: which ones they are depends on all that was put off."""
+HEAD = "The blocks at the head of the queue"
+QUIET = 0.7
+"""The share of a processor that a program must get here for a time to count against a pool."""
 LEAST, ROUNDS = 6, 100
 CLEAR, CLEAR_S, UNCLEAR_S = 5.0, 3.0, 15.0
 """After so many seconds no further round begins: where a limit is exceeded more than so many times, and where it is by less.
@@ -651,6 +656,9 @@ def test_pool_constant_time(submission, rng):
             pool.cache_full_block(block, None, [block])
         pool.free_blocks(blocks)
         plain.free_blocks(blocks)
+        if size == SMALL:  # once around, so that the order in which blocks were freed shows in every run
+            for _ in range(size // TAKEN + 1):
+                expect_equal(turn(pool, "get_new_blocks", [])[1], turn(plain, "get_new_blocks", [])[1], HEAD)
         pools.append((pool, plain))
     best = {name: [float("inf")] * 3 for name in ("touch", "get_new_blocks")}
     """Seconds in the small pool, in the large one, and in a small one of ours. Whatever is put off in a turn is due in it."""
@@ -666,10 +674,12 @@ def test_pool_constant_time(submission, rng):
             for index, (pool, plain) in enumerate(pools):
                 seconds, taken = turn(pool, name, chosen)
                 ours, expected = turn(plain, name, chosen)
-                expect_equal(taken, expected, "The blocks at the head of the queue")
+                expect_equal(taken, expected, HEAD)
                 times[index] = min(times[index], seconds)
                 times[2] = min(times[2], ours)
     factor, name, where, ratio = excess(best)
+    if factor > 1 and machine.free_share(None) < QUIET:
+        raise Inconclusive("This machine is too busy to time the pool. It is measured again in the next run.")
     if factor > 1 and where == "large":
         fail(
             f"{name} and free_blocks take longer in a larger pool.",
