@@ -16,8 +16,11 @@ WORDS = ("alpha", " beta", " γάμμα", "\n\n", " 🙂", "data: x", ' "quoted"
 Step = list[list[Any]]
 
 
-def queue_walk(rng: random.Random, max_size: int, steps: int) -> list[tuple[Step, dict[str, Any]]]:
-    """Steps of one producer and one reader, and the outcomes that are new after each; ends in an end or an error."""
+def queue_walk(rng: random.Random, max_size: int, steps: int, *, fails: bool) -> list[tuple[Step, dict[str, Any]]]:
+    """Steps of one producer and one reader, and the outcomes that are new after each.
+
+    At the end, which is an error if the stream `fails`, something is still queued.
+    """
     script: list[tuple[Step, dict[str, Any]]] = []
     items: list[str] = []
     put: tuple[str, str] | None = None
@@ -59,8 +62,13 @@ def queue_walk(rng: random.Random, max_size: int, steps: int) -> list[tuple[Step
         script.append(([action], known))
     if put is not None:
         script.append(([[put[0], "cancel"]], {put[0]: ["cancelled"]}))
-    end, over = rng.choice([(["end", "finish"], "StopAsyncIteration"), (["end", "fail", "broken"], "EngineError")])
-    script.append(([list(end)], {"end": OK} | ({get: ["raised", over]} if get else {})))
+    for name in ("almost", "full"):
+        if not items:
+            known = {name: OK} | ({get: ["returned", name]} if get else {})
+            items, get = ([], None) if get else ([name], None)
+            script.append(([[name, "put", name]], known))
+    end, over = (["end", "fail", "broken"], "EngineError") if fails else (["end", "finish"], "StopAsyncIteration")
+    script.append(([end], {"end": OK}))
     for number in range(len(items) + 2):
         value = ["returned", items[number]] if number < len(items) else ["raised", over]
         script.append(([[f"last{number}", "next"]], {f"last{number}": value}))

@@ -1,6 +1,6 @@
 """Waits for the model before it serves: nobody can ask whether it is alive.
 
-fails: test_app_is_ready_when_loaded test_app_loading_fails test_app_closes_the_engine test_app_errors test_app_document test_app_shares_nothing
+fails: test_app_is_ready_when_loaded test_app_loading_fails test_app_closes_the_engine
 """
 
 
