@@ -675,7 +675,9 @@ def test_pool_constant_time(submission, rng):
                 times[index] = min(times[index], seconds)
                 times[2] = min(times[2], ours)
     pool, plain = pools[0]
-    for _ in range(SMALL // TAKEN + 1):  # once around: the order in which blocks were freed shows after any number of rounds
+    for _ in range(
+        SMALL // TAKEN + 1
+    ):  # once around: the order in which blocks were freed shows after any number of rounds
         expect_equal(turn(pool, "get_new_blocks", [])[1], turn(plain, "get_new_blocks", [])[1], HEAD)
     factor, name, where, ratio = excess(best)
     if factor > 1 and machine.free_share(None) < QUIET:
