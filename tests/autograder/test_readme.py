@@ -1,4 +1,4 @@
-"""The README's map against the disk."""
+"""The README's map and list of assignments against the disk. Run this file to write both anew."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ import re
 from autograder import suite
 
 ROOT = suite.repository()
+ASSIGNMENTS = "## Assignments\n\n"
 
 
 def mapped() -> dict[str, str]:
@@ -55,8 +56,24 @@ def first_sentence(docstring: str) -> str:
     return re.split(r"[.:](?:\s|$)", " ".join(docstring.split()), maxsplit=1)[0]
 
 
+def assignments() -> str:
+    """The table of assignments as it should stand in the README."""
+    lines = ["| assignment | about | tasks | points | hours |", "|---|---|--:|--:|--:|"]
+    for name in suite.names():
+        found = suite.load_assignment(name)
+        points = sum(check.points for check in found.checks)
+        hours = sum(task.minutes for task in found) / 60
+        lines.append(f"| `{name}` | {found.title} | {len(tuple(found))} | {points} | {hours:.1f} |")
+    return "\n".join(lines)
+
+
+def test_the_assignments_are_listed_as_they_are() -> None:
+    """Titles, tasks, points and hours are those of the suites."""
+    assert assignments() in (ROOT / "README.md").read_text(encoding="utf-8")
+
+
 def write_map() -> str:
-    """The map as it should stand in the README; run this file to print it."""
+    """The map as it should stand in the README."""
     lines = []
     for folder, about in (
         ("solutions/", "the one source of each assignment, as a readable py:percent file"),
@@ -81,6 +98,8 @@ def write_map() -> str:
 if __name__ == "__main__":
     readme = ROOT / "README.md"
     text = readme.read_text(encoding="utf-8")
+    before, rest = text.split(ASSIGNMENTS, 1)
+    text = f"{before}{ASSIGNMENTS}{assignments()}\n\n##{rest.split('##', 1)[1]}"
     head, rest = text.split("## Map", 1)
     _, _, after = rest.split("```", 2)
     readme.write_text(f"{head}## Map\n\n```\n{write_map()}\n```{after}", encoding="utf-8")
