@@ -112,30 +112,20 @@ def _speed(measured: Mapping[str, float]) -> str:
 
 def task_html(result: Result, task: TaskScore) -> str:
     """The findings of one task of a stored result."""
-    from autograder import suite
-
-    assignment = suite.load_assignment(result.assignment)
-    provenance = {
-        "submission": result.submission_hash[:12],
-        "suite": result.suite_hash[:12],
-        "isolation": f"{result.isolation.name} (level {result.isolation.level})",
-        "tier": result.tier,
-        "framework": result.framework,
-    }
-    return _render(task, rows(assignment, result.findings, task.task), result.remarks, provenance)
+    about = (
+        f"Result {result.submission_hash[:12]} under suite {result.suite_hash[:12]}, isolation: {result.isolation.name} "
+        f"(level {result.isolation.level}), {result.tier} tier, autograder {result.framework}."
+    )
+    return findings_html(task, rows(result.spec, result.findings, task.task), result.remarks, about)
 
 
-def findings_html(task: TaskScore, shown: Sequence[Row], remarks: Sequence[str], provenance: dict[str, str]) -> str:
-    """The same fragment for findings that are not stored: the self-check in a notebook."""
-    return _render(task, shown, remarks, provenance)
-
-
-def _render(task: TaskScore, shown: Sequence[Row], remarks: Sequence[str], provenance: dict[str, str]) -> str:
+def findings_html(task: TaskScore, shown: Sequence[Row], remarks: Sequence[str], about: str) -> str:
+    """Findings of one task, remarks above and a line `about` them below."""
     return _environment.get_template("task.html").render(
         task=task,
         rows=shown,
         remarks=remarks,
-        provenance=provenance,
+        about=about,
         points=points_text,
         marks=MARKS,
         colours=HTML_COLOURS,

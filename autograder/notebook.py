@@ -19,13 +19,7 @@ from autograder.submission import UnreadableSubmission, defined
 
 __all__ = ["check"]
 
-PROVENANCE = {
-    "submission": "of this notebook",
-    "suite": "public checks",
-    "isolation": "process only, self-check",
-    "tier": "cpu",
-    "framework": "",
-}
+ABOUT = "Public checks, run by yourself. Hidden ones look at the same rules with other inputs when you are graded."
 _executed: dict[str, tuple[str, float]] = {}
 """Source and time of the cells that this kernel executed since `autograder` was loaded, by cell id."""
 
@@ -46,7 +40,7 @@ class Shown:
         remarks = [f"read {self.found.read}", *self.notes, *self.found.remarks, *self.found.withheld]
         return "".join(
             feedback.findings_html(
-                task, feedback.rows(self.found.assignment, self.found.findings, task.task), remarks, PROVENANCE
+                task, feedback.rows(self.found.assignment, self.found.findings, task.task), remarks, ABOUT
             )
             for task in self.found.tasks
         )
