@@ -317,7 +317,7 @@ def test_without_a_sandbox_no_attack_is_tried(corpus_course: Course) -> None:
 def test_the_corpus_of_kv_cache(tmp_path: Path) -> None:
     """No attack changes a grade, reads a secret or leaves anything; no honest twin is punished; every check is needed."""
     command = [sys.executable, "-m", "autograder", "corpus", NAME, "--json"]
-    ran = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=280, check=False)
+    ran = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=580, check=False)
     assert ran.returncode == 0, ran.stdout + ran.stderr
     figures = json.loads(ran.stdout.splitlines()[-1])
     assert (figures["attacks_tried"] >= 54, figures["honest_tried"] >= 42) == (True, True)

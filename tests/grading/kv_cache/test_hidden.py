@@ -877,7 +877,8 @@ def test_manager_caches_what_fills_up(submission, rng):
 
     Hint: After each append, look at the blocks that are full now and were not before. The parent is the block before.
     """
-    text, other = ([rng.randrange(1000) for _ in range(12)] for _ in range(2))
+    drawn = rng.sample(range(1000), 24)  # no token twice: equal blocks would be found in each other's place
+    text, other = drawn[:12], drawn[12:]
     manager, _ = managed(submission, 20, 3)
     manager.allocate("a", text[:2])
     for token in text[2:5]:
