@@ -25,6 +25,9 @@ from autograder.submission import Submission, UnreadableSubmission, read_noteboo
 RELEASE = Path(__file__).resolve().parents[2] / "assignments" / "kv_cache"
 MANIFEST = Manifest.load(RELEASE)
 NOTEBOOK: dict[str, Any] = json.loads((RELEASE / "kv_cache.ipynb").read_bytes())
+LAST = len(NOTEBOOK["cells"])
+POOL = 1 + next(number for number, cell in enumerate(NOTEBOOK["cells"]) if cell["metadata"].get("task") == "BlockPool")
+"""Number of the cell of the block pool, counted from 1 as people do."""
 SMALL: dict[str, Any] = {**NOTEBOOK, "cells": [cell for cell in NOTEBOOK["cells"] if cell["cell_type"] == "code"][:6]}
 CODE = "def kv_bytes_per_token(*args, **kwargs):\n    return 42\n"
 
@@ -143,8 +146,7 @@ class TestNotebook:
 
         found = read(tmp_path, double)
         assert len(found.review) == 1
-        last = len(NOTEBOOK["cells"]) + 1
-        assert f"different cells for 'BlockPool': cell 27 and cell {last}" in found.review[0]
+        assert f"different cells for 'BlockPool': cell {POOL} and cell {LAST + 1}" in found.review[0]
 
     @pytest.mark.parametrize("metadata", [{}, {"task": "Renamed", "nbgrader": {"grade_id": "Renamed"}}])
     def test_a_cell_that_lost_its_identity_waits_for_a_person(self, tmp_path: Path, metadata: dict[str, Any]) -> None:
@@ -152,7 +154,7 @@ class TestNotebook:
         source = "class BlockPool:\n    pass"
         found = read(tmp_path, lambda nb: task_cell(nb, "BlockPool").update(source=source, metadata=metadata))
         assert "BlockPool" in found.missing
-        assert any("cell 27 defines that name" in reason for reason in found.review)
+        assert any(f"cell {POOL} defines that name" in reason for reason in found.review)
 
     @pytest.mark.parametrize("release", ["0" * 16, None, 5, ["x"]])
     def test_another_release_waits_for_a_person(self, tmp_path: Path, release: Any) -> None:
@@ -171,7 +173,7 @@ class TestNotebook:
             task_cell(notebook, "BlockPool")["source"] = "mine = 3"
 
         elsewhere = read(tmp_path, edit).elsewhere
-        ours = {name: where for name, where in elsewhere.items() if where == "cell 32"}
+        ours = {name: where for name, where in elsewhere.items() if where == f"cell {LAST + 1}"}
         assert set(ours) == {"np", "os", "helper", "i", "j"}
 
     def test_half_a_surrogate_pair_is_graded_like_any_other_character(self, tmp_path: Path) -> None:
