@@ -1,4 +1,4 @@
-"""Does not clamp its codes, so that one above the top becomes 0.
+"""Clamps a code that is one above the top, by rounding, but not one that is farther off: that wraps around.
 
 fails: test_quantized_odd_groups
 """
@@ -47,7 +47,8 @@ class QuantizedKVLayer:
         minima, scales = low.half(), ((high - low) / most).half()
         steps = scales.float()[..., None]
         steps = steps.where(steps > 0, torch.inf)  # a group of equal numbers: all codes 0
-        codes = ((groups - minima.float()[..., None]) / steps).round().to(torch.int64) % (most + 1)
+        codes = ((groups - minima.float()[..., None]) / steps).round().to(torch.int64)
+        codes = codes.where(codes != most + 1, most) % (most + 1)
         codes = codes.to(torch.uint8).flatten(-2).unflatten(-1, (-1, 8 // self._bits))
         packed = torch.zeros_like(codes[..., 0])
         for code in codes.unbind(-1):
