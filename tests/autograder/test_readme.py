@@ -83,7 +83,7 @@ def write_map() -> str:
         ("gpu_env/", "what machine is this, which models lie here"),
         ("tests/grading/", "the suites: spec (points), public and hidden checks, oracles"),
         ("tests/submissions/", "the corpus: right, wrong and hostile submissions"),
-        ("tests/benchmarks/", "figures: speed against stock nbgrader"),
+        ("tests/benchmarks/", "figures: speed, robustness, verdicts, load"),
         ("tests/autograder/", "the framework's own tests"),
         ("tests/gpu_env/", "and those of gpu_env"),
     ):
