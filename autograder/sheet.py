@@ -30,8 +30,8 @@ BEGINS = re.compile(rf"^(?=\s*[{FORMULA}]|[\t\r\n])|(?<=[,;|\t\r\n])(?=\s*[{FORM
 NUMBER = re.compile(r"\s*[+-]?\d+(?:[.,]\d+)?\s*", re.ASCII)
 EMPTY = re.compile(r"\s*-?\s*")
 """A cell without a grade; Canvas and Moodle write a hyphen too."""
-SAME = 0.005
-"""Points below which two grades are the same: Canvas and Moodle show and export two decimals."""
+SAME = 0.005 + 1e-9
+"""Points up to which two grades are the same: Canvas and Moodle show and export two decimals, and halves round either way."""
 
 
 class SheetError(AutograderError):
@@ -179,4 +179,4 @@ def empty(text: str) -> bool:
 def same(text: str, points: float) -> bool:
     """Whether a cell has these points already."""
     there = number(text)
-    return there is not None and abs(there - points) < SAME
+    return there is not None and abs(there - points) <= SAME

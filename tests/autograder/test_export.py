@@ -242,6 +242,13 @@ def test_two_students_of_one_address_are_told(tmp_path: Path) -> None:
         filled("Email address,Grade\nsame@example.org,\n", tmp_path, twins, "moodle")
 
 
+def test_half_a_hundredth_is_the_grade_that_it_was_rounded_to(tmp_path: Path) -> None:
+    """0.125 points are written as 0.12, and a second time nothing differs."""
+    once = filled("Username,Grade\nada,\n", tmp_path, grades({"ada": 0.125}), "moodle")
+    again = filled(once.content, tmp_path, grades({"ada": 0.125}), "moodle")
+    assert (again.changes, again.content) == ([], once.content)
+
+
 def test_other_titles_can_be_named(tmp_path: Path) -> None:
     """A sheet in another language is filled in by the titles of its two columns."""
     done = filled("Matrikel;Note\nada;\n", tmp_path, ROSTER, "moodle", identifier="Matrikel", column="Note")
