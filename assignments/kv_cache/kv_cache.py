@@ -809,7 +809,7 @@ plt.show()
 # | `match_prefix(ABCDEFGH)` | `[1]` | b: 1 2 4 | 6 7 5 3 |
 # | `match_prefix(ABCDEFGHIJLMX)` | `[1, 2, 3]` | b: 1 2 4 | 6 7 5 3 |
 # | `allocate("c", ABCDEFGHXY)` | `8` found | b: 1 2 4, c: 1 2 6 | 7 5 3 |
-# | `allocate("d", ABCDEFGHIJLMXYZZZ)` | `12` found | c: 1 2 6, d: 1 2 3 7 5 | empty |
+# | `allocate("d", ABCDEFGHIJLMXYZZZ)` | `12` found | b: 1 2 4, c: 1 2 6, d: 1 2 3 7 5 | empty |
 #
 # In the seventh line all 8 tokens are cached, and only the first block may be used: token 8 must be computed. In the
 # last one, block 3 is found in the queue, so the request needs 3 free blocks: block 3 and two new ones.
@@ -820,7 +820,7 @@ plt.show()
 #
 # **Whose pool?** In the examples below it is yours. The checks of this task lend your manager a pool of their own,
 # a `LentPool`, so an error in your `BlockPool` costs nothing here. It has the methods of `BlockPool` but `reset` and
-# `usage`, and the checks see every call of it.
+# `usage`, and the checks see every call of it; a call with nothing in it (`touch([])`) does no harm.
 #
 # *Common mistakes:* using the whole prompt from the cache; taking before touching; touching before knowing that there
 # is room; a fork that shares the list object, so that both tables grow; writing to a shared block; copying full blocks;
@@ -1157,16 +1157,17 @@ for name in "ba":
 # c = \operatorname{clamp}\left(\operatorname{round}\left(\frac{x - m}{s}\right),\ 0,\ 2^\text{bits} - 1\right), \qquad
 # \hat x = m + s\,c .$$
 #
-# $m$ and $s$ are stored in float16. Round them first, and use the *rounded* ones to compute the codes, for these are
-# what the reader has. That is also why the clamp is needed. If $s$ is 0 (a group of equal numbers), all codes are 0; do
-# not divide. All inputs are finite and between −1,000 and 1,000; $\hat x$ is fp32 again. So each number becomes the
-# nearest that a code can express with the stored $m$ and $s$; but for their rounding, the error is at most $s/2$.
+# $m$ and $s$, each computed from the numbers themselves, are stored in float16. Round them first, and use the *rounded*
+# ones to compute the codes, for these are what the reader has. That is also why the clamp is needed. If the rounded $s$
+# is 0 (the numbers of a group are equal, or nearly so), all codes are 0; do not divide. All inputs are finite and between
+# −1,000 and 1,000; $\hat x$ is fp32 again. So each number becomes the nearest that a code can express with the stored
+# $m$ and $s$. Were these not rounded, the error would be at most $s/2$.
 #
-# *Example*, 2 bits, one group $(0, 1, 2.25, 6)$: $m = 0$, $s = 2$, codes $(0, 0, 1, 3)$ (0.5 lies between two codes and
-# may become either 0 or 1; PyTorch rounds it to the even one), back: $(0, 0, 2, 6)$.
+# *Example*, 2 bits, one group $(0, 1, 3.5, 6)$: $m = 0$, $s = 2$, codes $(0, 0, 2, 3)$ (1 is half a step, and may become
+# either 0 or 1; PyTorch rounds it to the even one), back: $(0, 0, 4, 6)$.
 #
 # **Packing.** Codes are stored without gaps: $8 / \text{bits}$ of them in a byte, the first in the *highest* bits. The
-# codes $(0, 0, 1, 3)$ of 2 bits make the byte $00\,00\,01\,11_2 = 7$. Codes of 4 bits $(5, 12)$ make
+# codes $(0, 0, 2, 3)$ of 2 bits make the byte $00\,00\,10\,11_2 = 11$. Codes of 4 bits $(5, 12)$ make
 # $5 \cdot 16 + 12 = 92$.
 #
 # **Residual.** New tokens are kept as they are. As soon as `residual_length` of them have gathered, all of them are
@@ -1317,7 +1318,8 @@ def evict_blocks(
 
     Args:
         block_table: the blocks of `num_tokens` tokens, as in task 6; 0 where one has gone already. Not changed.
-        num_tokens: tokens that are cached or have been; the next one has this position.
+        num_tokens: tokens that are cached or have been, not more than the table has room for; the next one has this
+            position.
         block_size: tokens per block, at least 1.
         window: as above.
         sinks: as above.

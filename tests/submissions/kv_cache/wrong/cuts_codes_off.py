@@ -1,6 +1,6 @@
 """Cuts codes off instead of rounding them: up to twice the error.
 
-fails: test_quantized_residual_and_bytes test_quantized_error_is_half_a_step test_quantized_odd_groups
+fails: test_quantized_examples test_quantized_residual_and_bytes test_quantized_error_is_half_a_step test_quantized_odd_groups
 """
 
 
