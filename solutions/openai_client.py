@@ -24,8 +24,7 @@
 # 4. read the server's metrics (`parse_metrics`, `counter_rate`, `histogram_quantile`).
 #
 # No GPU is needed, and no vLLM: public checks talk to a small server that replays what a real one said. Graders run
-# your
-# client against a real vLLM server too. You should know Python, `async`/`await` and the basics of HTTP.
+# your client against a real vLLM server too. You should know Python, `async`/`await` and the basics of HTTP.
 #
 # | term | means |
 # |---|---|
@@ -285,8 +284,8 @@ import statistics
 #   environment variable `VLLM_API_KEY`. So you return two things: the command, and what to add to the environment (an
 #   empty dict without a key).
 #
-# *Example.* `ServerConfig("m", port=8001, enforce_eager=True, api_key="k")` gives
-# `(["vllm", "serve", "m", "--port", "8001", "--enforce-eager"], {"VLLM_API_KEY": "k"})`.
+# *Example.* `ServerConfig("m", port=8001, enforce_eager=True, api_key="k")` gives `(["vllm", "serve", "m", "--port",
+# "8001", "--enforce-eager"], {"VLLM_API_KEY": "k"})`.
 #
 # *Common mistakes:* `if value:` in place of `if value is not None:` (a value of 0 is a value, and so is `False`); one
 # item `"--port 8001"`.
@@ -322,16 +321,15 @@ def serve_command(config: ServerConfig) -> tuple[list[str], dict[str, str]]:
 # ## Task 2: what the log says (about 10 minutes)
 #
 # At its start vLLM measures how many tokens fit into its KV cache, and logs it. This is from a real server
-# (SmolLM2-135M,
-# 1 GiB of cache, on a CPU; on a GPU it says `GPU KV cache size`):
+# (SmolLM2-135M, 1 GiB of cache, on a CPU; on a GPU it says `GPU KV cache size`):
 #
 # ```
 # INFO [kv_cache_utils.py:2327] CPU KV cache size: 46,592 tokens, Maximum concurrency for 1,024 tokens per request: 45.50x
 # ```
 #
-# So 46,592 tokens fit, which is 45.5 requests of the longest allowed length (1,024). Older versions write the two parts
-# on two lines. Your function finds them in a whole log, among any other lines. A server that was started again writes
-# them again: the last ones count.
+# So 46,592 tokens fit, which is 45.5 requests of the longest allowed length (1,024). Older versions write the two
+# parts on two lines. Your function finds them in a whole log, among any other lines. A server that was started again
+# writes them again: the last ones count (each start in the tests writes both).
 
 
 # %% task="kv_capacity"
@@ -372,52 +370,33 @@ def kv_capacity(log: str) -> KVCapacity:
 # - An empty line ends an event. If the event had lines `data`, its value is these joined by `\n`; else nothing comes
 #   of it.
 # - A line that begins with `:` is a comment. Otherwise the field's name goes up to the first `:`; *one* space after
-#   that is
-#   not part of the value. A line without `:` is a name with an empty value. Of the fields only `data` matters here;
-#   `event`, `id`, `retry` and unknown ones are ignored.
+#   that is not part of the value. A line without `:` is a name with an empty value: `data` alone gives an event `""`.
+#   Of the fields only `data` matters here; `event`, `id`, `retry` and unknown ones are ignored.
 # - A byte order mark (bytes `EF BB BF`) at the very beginning is ignored.
 # - An event that is not ended by an empty line is *not* an event: the connection broke in the middle of it.
 #
-# The network cuts this text into chunks *anywhere*: between `\r` and `\n`, or in the middle of a character (`é` has two
-# bytes). `feed` gets the chunks one by one and returns the values of the events that are complete by now.
+# The network cuts this text into chunks *anywhere*: between `\r` and `\n`, or in the middle of a character (`é` has
+# two bytes). `feed` gets the chunks one by one and returns the values of the events that are complete by now.
 #
 # *Example.* `feed(b"data: a\r")` → `[]`, `feed(b"\ndata: b\n")` → `[]`, `feed(b"\n: x\n\ndata:c\n\nda")` → `["a\nb",
-# "c"]`.
-# After `\r` you may give an event at once or when you have seen whether a `\n` follows: both are right.
+# "c"]`. After `\r` you may give an event at once or when you have seen whether a `\n` follows: both are right.
 #
 # *Common mistakes:* `chunk.decode()` for each chunk; splitting at `"\n\n"` only; `str.splitlines()`, which also
-# splits at
-# `\u2028` and seven other characters that may stand in an answer; `strip()`, which eats spaces of the text.
+# splits at `\u2028` and seven other characters that may stand in an answer; `strip()`, which eats spaces of the text.
 
 
 # %% task="SSEDecoder"
 class SSEDecoder:
     """Takes the bytes of an event stream in chunks, and gives the data of its events."""
 
-    ### BEGIN SOLUTION
     def __init__(self) -> None:
+        ### BEGIN SOLUTION
         self._line = bytearray()
         self._data: list[str] = []
         self._after_cr = False
         self._first = True
+        ### END SOLUTION
 
-    def _end_of_line(self) -> str | None:
-        line = bytes(self._line)
-        self._line.clear()
-        if self._first:
-            line = line.removeprefix(b"\xef\xbb\xbf")
-            self._first = False
-        text = line.decode("utf-8", errors="replace")
-        if not text:
-            value = "\n".join(self._data) if self._data else None
-            self._data = []
-            return value
-        name, _, value = text.partition(":")
-        if name == "data":
-            self._data.append(value.removeprefix(" "))
-        return None
-
-    ### END SOLUTION
     def feed(self, chunk: bytes) -> list[str]:
         """The data of all events that `chunk` completes, in order."""
         ### BEGIN SOLUTION
@@ -434,6 +413,22 @@ class SSEDecoder:
             else:
                 self._line.append(byte)
         return events
+
+    def _end_of_line(self) -> str | None:
+        line = bytes(self._line)
+        self._line.clear()
+        if self._first:
+            line = line.removeprefix(b"\xef\xbb\xbf")
+            self._first = False
+        text = line.decode("utf-8", errors="replace")
+        if not text:
+            value = "\n".join(self._data) if self._data else None
+            self._data = []
+            return value
+        name, _, value = text.partition(":")
+        if name == "data":
+            self._data.append(value.removeprefix(" "))
+        return None
         ### END SOLUTION
 
 
@@ -446,17 +441,16 @@ class SSEDecoder:
 #   `"stream_options": {"include_usage": true}` (without it a stream does not say what it cost), and all of `params`.
 # - With an `api_key` it sends the header `Authorization: Bearer KEY`, without one none.
 # - A status other than 200 is a `ServerError(status, message)`; the message is `error.message` of the JSON body. If
-#   the body
-#   is no such JSON, it is the body's text.
+#   the body is no such JSON, it is the body's text.
 # - Every event but `[DONE]` is JSON. One with a key `error` is an error in the middle of the stream:
 #   `ServerError(error["code"], error["message"])`. Any other becomes exactly one `Delta`: `text` is
 #   `choices[0].delta.content` (missing or null: `""`), `finish_reason` that of `choices[0]`. The last one has empty
 #   `choices` and a `usage`.
 # - `[DONE]` ends the generator, whatever comes after it. A stream that ends without it is a `StreamBroken`; so is a
-#   connection that breaks (`httpx.TransportError` while reading).
+#   connection that breaks in the middle of it (`httpx.TransportError` while reading). Where no answer has begun yet,
+#   httpx's own error may pass.
 # - Whoever stops reading closes the generator, and with it the connection: a server goes on computing for clients
-#   that it
-#   believes to be there.
+#   that it believes to be there.
 #
 # This is a real server's answer to "What is the capital of France?", shortened:
 #
@@ -469,12 +463,11 @@ class SSEDecoder:
 # data: [DONE]
 # ```
 #
-# Ten events before `[DONE]`, seven with text, and 8 tokens: the one that ends the answer has no text. **Chunks are not
-# tokens.** A server may also put several tokens into one chunk.
+# Ten events before `[DONE]`, seven with text, and 8 tokens: the one that ends the answer has no text. **Chunks are
+# not tokens.** A server may also put several tokens into one chunk.
 #
 # *Hint:* `async with http.stream("POST", ...) as response:` closes the connection when the generator ends, in
-# whatever way;
-# `response.aiter_bytes()` gives chunks, `await response.aread()` the whole body of an error.
+# whatever way; `response.aiter_bytes()` gives chunks, `await response.aread()` the whole body of an error.
 
 
 # %% task="stream_chat"
@@ -535,14 +528,11 @@ async def stream_chat(
 # ## Task 5: when requests arrive (about 15 minutes)
 #
 # People do not wait for each other: they come at random. The usual model is a Poisson process: the gaps between
-# arrivals are
-# independent and exponentially distributed with mean $1/\text{rate}$.
+# arrivals are independent and exponentially distributed with mean $1/\text{rate}$.
 #
 # `poisson_arrivals(n, rate, seed)` gives the `n` times of arrival, in seconds from the start, ascending. The first
-# one comes
-# after the first gap. A rate of `math.inf` means that all come at once, at 0.0. The same seed gives the same times,
-# and the
-# global generator (`random.random()`) is neither used nor changed: use `random.Random(seed)` or
+# one comes after the first gap. A rate of `math.inf` means that all come at once, at 0.0. The same seed gives the
+# same times, and the global generator (`random.random()`) is neither used nor changed: use `random.Random(seed)` or
 # `numpy.random.default_rng(seed)`.
 #
 # *Example.* With rate 2 the gaps are 0.5 s on average; 13.5 % of them are longer than 1 s ($e^{-2}$).
@@ -583,28 +573,25 @@ plt.show()
 # ## Task 6: the load test (about 60 minutes)
 #
 # `run_load` sends request `i` at the time `arrivals[i]`, **whether or not earlier ones have been answered**. That is
-# an *open
-# loop*. A *closed loop*, which waits for an answer before it sends the next request, slows down with the server and
-# so hides
-# that the server is slow.
+# an *open loop*. A *closed loop*, which waits for an answer before it sends the next request, slows down with the
+# server and so hides that the server is slow.
 #
 # - `send(i)` gives an asynchronous iterator of `Delta`s. A request begins when you start to iterate (`started_s`),
-#   and ends when
-#   the iterator does (`finished_s`). `first_token_s` is when the first delta *with text* came. `output_tokens` is
-#   `usage.completion_tokens` of the delta that has a usage (0 if none has), not the number of deltas.
+#   and ends when the iterator does (`finished_s`). `first_token_s` is when the first delta *with text* came.
+#   `output_tokens` is `usage.completion_tokens` of the delta that has a usage (0 if none has), not the number of
+#   deltas.
 # - At most `max_concurrency` requests are on their way at once (`None`: no limit). The others wait, first come, first
-#   served.
-#   `scheduled_s` stays what it was: **the wait counts**, because a user would wait too.
-# - A request that has not ended `timeout_s` after its `scheduled_s` is cancelled, with the error `"timeout"`
-#   (`None`: no limit). One that raises has the error `"ServerError: 500: no"`: the class's name, `": "`, the
-#   exception's text. Either way `finished_s` is `None`, the other times are kept, and all other requests go on.
+#   served (of equal arrivals the first in the list). `scheduled_s` stays what it was: **the wait counts**, because a
+#   user would wait too.
+# - A request that has not ended `timeout_s` after its `scheduled_s` is cancelled, with the error `"timeout"` (`None`:
+#   no limit). One that raises has the error `"ServerError: 500: no"`: the class's name, `": "`, the exception's text.
+#   Either way `finished_s` is `None`, what else is known (the other times, the tokens) is kept, and all
+#   other requests go on. One that ends in the very moment of its deadline may count as either.
 # - All times count from the moment at which `run_load` is called, by `asyncio.get_running_loop().time()`; the checks
-#   have a loop
-#   whose time jumps. The records stand in the order of `arrivals`.
+#   have a loop whose time jumps. The records stand in the order of `arrivals`.
 #
 # *Example.* `arrivals=[0.0, 1.0]`, `max_concurrency=1`, every answer takes 3 s and has its text after 1 s: the second
-# request is
-# scheduled at 1, starts at 3, has its first text at 4 and ends at 6. Its TTFT is 3 s, not 1 s.
+# request is scheduled at 1, starts at 3, has its first text at 4 and ends at 6. Its TTFT is 3 s, not 1 s.
 #
 # *Hint:* one task per request (`asyncio.create_task`, or a `TaskGroup`), `asyncio.Semaphore`, `asyncio.timeout_at`.
 
@@ -660,21 +647,17 @@ async def run_load(
 #
 # - TTFT = `first_token_s` - `scheduled_s`; E2EL = `finished_s` - `scheduled_s`.
 # - TPOT = (E2EL - TTFT) / (output tokens - 1): the first token is paid by the TTFT. A request with fewer than two
-#   tokens has no
-#   TPOT and is left out of its statistics.
+#   tokens has no TPOT and is left out of its statistics.
 # - `request_throughput` = requests / `duration_s`, `output_throughput` = output tokens / `duration_s`: the total over
-#   the wall time,
-#   not a mean of every request's own speed.
+#   the wall time, not a mean of every request's own speed.
 # - `goodput`: requests per second that kept *all three* limits (`<=`). One without a TPOT counts with a TPOT of 0.
 # - `"mean"`, `"p50"`, `"p99"` of each: percentiles are interpolated linearly, as numpy does. Without any value all
-#   three are
-#   `math.nan`.
+#   three are `math.nan`.
 #
 # A failed request counts in `failed`, and nowhere else. *Example.* Two requests scheduled at 0 with first text at 0.5
-# and 1.0 s, ends
-# at 2.5 and 2.0 s and 5 and 1 tokens, in 4 s: TPOT 0.5 s (of the first only), output throughput 6 / 4 = 1.5 tokens
-# per second, p50 of
-# the TTFT 0.75 s, p99 0.995 s. With limits of 1 s, 0.4 s and 9 s only the second is good: goodput 0.25 per second.
+# and 1.0 s, ends at 3.0 and 2.0 s and 5 and 1 tokens, in 4 s: TPOT 0.625 s (of the first only), output throughput 6 /
+# 4 = 1.5 tokens per second, p50 of the TTFT 0.75 s, p99 0.995 s. With limits of 1 s, 0.4 s and 9 s only the second is
+# good: goodput 0.25 per second.
 
 
 # %% task="summarize"
@@ -729,8 +712,7 @@ def summarize(records: list[RequestRecord], duration_s: float, slo: Slo) -> Summ
 
 # %% [markdown]
 # Now the picture that every load test ends with: latency over load. The server here is imaginary: it computes eight
-# requests at a
-# time, 0.5 s each, so it can do 16 per second. Watch what happens near that.
+# requests at a time, 0.5 s each, so it can do 16 per second. Watch what happens near that.
 
 # %%
 slo = Slo(ttft_s=1.0, tpot_s=0.2, e2el_s=2.0)
@@ -766,18 +748,15 @@ plt.show()
 # vllm:generation_tokens_total{engine="0",model_name="SmolLM2-135M-Instruct"} 8.0
 # ```
 #
-# Names change between versions, and dashboards silently show nothing then. In 0.32 it is `vllm:kv_cache_usage_perc` and
-# `vllm:inter_token_latency_seconds`; published notebooks still say `vllm:gpu_cache_usage_perc` and
+# Names change between versions, and dashboards silently show nothing then. In 0.32 it is `vllm:kv_cache_usage_perc`
+# and `vllm:inter_token_latency_seconds`; published notebooks still say `vllm:gpu_cache_usage_perc` and
 # `vllm:time_per_output_token_seconds`.
 #
 # `parse_metrics` gives a dict. Its keys are pairs `(name, labels)`, where `labels` is a tuple of pairs `(label,
-# value)` sorted by
-# label; its values are floats. Lines that begin with `#`, and empty ones, are skipped. A sample may have no labels at
-# all
-# (`up 1`), or a time stamp behind its value, which is ignored. In a label's value `\"` is a quote, `\\` a backslash
-# and `\n` a new
-# line; it may hold commas, braces and spaces. Values are written as Python's `float` reads them (`1e+06`, `+Inf`,
-# `NaN`).
+# value)` sorted by label; its values are floats. Lines that begin with `#`, and empty ones, are skipped. A sample may
+# have no labels at all (`up 1`), or a time stamp behind its value, which is ignored. In a label's value `\"` is a
+# quote, `\\` a backslash and `\n` a new line, and there is no other escape; it may hold commas, braces, spaces and
+# any other character but those three. Values are written as Python's `float` reads them (`1e+06`, `+Inf`, `NaN`).
 
 
 # %% task="parse_metrics"
@@ -811,10 +790,8 @@ def parse_metrics(text: str) -> dict[tuple[str, tuple[tuple[str, str], ...]], fl
 # ## Task 9: from counters to rates (about 10 minutes)
 #
 # A counter (`..._total`) only grows, until the server is started again: then it begins at 0. From samples `(time,
-# value)` you get the
-# average growth per second: the sum of all increases, divided by the time from the first sample to the last. A value
-# below the one
-# before it means a restart; the increase is then the new value itself.
+# value)` you get the average growth per second: the sum of all increases, divided by the time from the first sample
+# to the last. A value below the one before it means a restart; the increase is then the new value itself.
 #
 # *Example.* `[(0, 100), (10, 160), (20, 30)]`: 60, then a restart and 30: 90 in 20 s, 4.5 per second.
 
@@ -842,25 +819,20 @@ def counter_rate(samples: list[tuple[float, float]]) -> float:
 # ## Task 10: quantiles of a histogram (about 25 minutes)
 #
 # vLLM gives latencies as histograms: for each upper bound `le` how many values were at most that large. These are
-# counts from the
-# first bucket on (*cumulative*), and the last bound is `+Inf`. `histogram_quantile(q, buckets)` estimates below which
-# value the
-# share `q` lies, as Prometheus does (`promql/quantile.go`):
+# counts from the first bucket on (*cumulative*), and the last bound is `+Inf`. `histogram_quantile(q, buckets)`
+# estimates below which value the share `q` lies, as Prometheus does (`promql/quantile.go`):
 #
 # - The rank is `q` × (count of the `+Inf` bucket). The quantile lies in the first bucket whose count is at least the
 #   rank.
 # - Inside it values are taken to be spread evenly: go linearly from its lower bound to its upper bound, by how far
-#   the rank has come from
-#   the count before it to its own. The lower bound is the upper one of the bucket before; of the first bucket it is 0
-#   (if its upper
-#   bound is 0 or less, the result is that bound).
+#   the rank has come from the count before it to its own (0/0 is not tested). The lower bound is the upper one of the
+#   bucket before; of the first bucket it is 0 (if its upper bound is 0 or less, the result is that bound).
 # - If it lies in the `+Inf` bucket, the result is the last finite bound: nobody knows more.
 # - `math.nan` if there are no values, no `+Inf` bucket, or fewer than two buckets. `q` below 0 gives `-math.inf`,
 #   above 1 `math.inf`.
 #
 # *Example.* Buckets `(0.1, 2)`, `(0.5, 6)`, `(inf, 8)`; `q=0.5`: the rank is 4, in the second bucket; $(4-2)/(6-2)$
-# of the way from 0.1
-# to 0.5, so 0.3. `q=0.9`: rank 7.2, in the last one: 0.5.
+# of the way from 0.1 to 0.5, so 0.3. `q=0.9`: rank 7.2, in the last one: 0.5.
 
 
 # %% task="histogram_quantile"
