@@ -28,7 +28,7 @@ from nbformat.v4 import new_code_cell, new_notebook
 from sqlalchemy.exc import SAWarning
 from traitlets.config import Config
 
-from autograder import suite, temporary
+from autograder import catalogues, suite, temporary
 from autograder.errors import AutograderError
 from autograder.manifest import HELPERS, REST, Manifest, TaskEntry, digest
 from autograder.spec import Assignment
@@ -171,11 +171,12 @@ def read_source(name: str) -> Source:
 def source_files(source: Source) -> dict[str, str]:
     """What a build puts into nbgrader's `source/<name>/`: everything but the notebook is copied to students as it is."""
     name = source.assignment.name
-    public = suite.repository() / "tests" / "grading" / name / "test_public.py"
+    public = suite.folder(name) / "test_public.py"
     return {
         f"{name}.ipynb": nbformat.writes(source.notebook) + "\n",
         "public_checks.py": public.read_text(encoding="utf-8"),
         "README.md": _readme(source),
+        **catalogues.released(source.assignment, suite.folder(name)),
     }
 
 
@@ -340,5 +341,7 @@ Work in `{name}.ipynb` (JupyterLab) or in `{name}.py` (any editor): they are one
   grading, so import what your solution needs in the cell of helpers. A later task that calls an earlier one calls *your*
   earlier one. Cells below an unsolved task fail until you solve it.
 - **Hand in** with nbgrader (Assignments tab in JupyterLab, or `nbgrader submit {name}`).
+- **Language**: checks answer in the language of your environment if they know it. To choose: `autograder check --lang zh_TW`,
+  or `%env LANGUAGE=zh_TW` in a cell of the notebook (正體中文).
 - `python -m gpu_env` prints what a question in the forum should say about your machine.
 """

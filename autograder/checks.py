@@ -20,6 +20,7 @@ __all__ = [
     "expect_raises",
     "expect_type",
     "fail",
+    "sentence_and_hint",
     "show",
 ]
 
@@ -131,6 +132,13 @@ def expect_raises(
             ) from None
         return raised
     raise CheckFailed(f"{what} must raise {error}.", f"returned {show(value)}", error)
+
+
+def sentence_and_hint(docstring: str) -> tuple[str, str]:
+    """What a student reads of a check's docstring, already without its indentation: the first paragraph, and the hint."""
+    sentence, *paragraphs = (" ".join(part.split()) for part in docstring.split("\n\n"))
+    hint = next((part.removeprefix("Hint:").strip() for part in paragraphs if part.startswith("Hint:")), "")
+    return sentence, hint
 
 
 def _type_name(value: Any) -> str:

@@ -26,6 +26,8 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from autograder import language
+from autograder.language import N_, _, said
 from autograder.progress import Steps
 
 __all__ = ["main"]
@@ -43,9 +45,13 @@ app.add_typer(models_app, name="models")
 keys_app = typer.Typer(help="Keys that results are signed with.", no_args_is_help=True)
 app.add_typer(keys_app, name="keys")
 console = Console()
-STOPPED = "Stopped. What was finished is kept; the same command goes on from there."
+STOPPED = N_("Stopped. What was finished is kept; the same command goes on from there.")
 
 Course = Annotated[Path, typer.Option("--course", help="The nbgrader course's folder, or one inside it.")]
+Lang = Annotated[
+    str | None,
+    typer.Option("--lang", help="en or zh_TW; the environment's by default (LANGUAGE, LC_ALL, LC_MESSAGES, LANG)."),
+]
 Plain = Annotated[bool, typer.Option("--plain", help="Lines instead of a progress bar, for logs.")]
 
 
@@ -65,12 +71,22 @@ def _sentences() -> Iterator[None]:
 
         yield
     except KeyboardInterrupt:  # typer would end without a word
-        _stop(STOPPED, 130)
+        _stop(_(STOPPED), 130)
     except (AutograderError, SandboxUnavailable, FetchFailed, ModelCorrupt, ModelMissing) as error:
-        _stop(error)
+        _stop(said(str(error)))
     except OSError as error:
         where = f" ({error.filename})" if error.filename else ""
-        _stop(f"{error.strerror}{where}. Mend that, then run the same command again." if error.strerror else error)
+        again = _("{problem}. Mend that, then run the same command again.").format(problem=f"{error.strerror}{where}")
+        _stop(again if error.strerror else said(str(error)))
+
+
+@contextlib.contextmanager
+def _speaking(lang: str | None, path: Path) -> Iterator[None]:
+    """The language of a student who asked for `lang`, with the texts of the release in which `path` lies."""
+    with _sentences():
+        spoken = language.load(language.chosen(lang), path if path.is_dir() else path.parent)
+    with language.use(spoken), _sentences():
+        yield
 
 
 @app.command()
@@ -80,41 +96,44 @@ def check(
     ),
     task: Annotated[str | None, typer.Option("--task", help="Only this task.")] = None,
     inline: Annotated[bool, typer.Option("--inline", help="In this process, for a debugger.")] = False,
+    lang: Lang = None,
 ) -> None:
     """Run the public checks on your own work. Gives no marks."""
     from autograder import feedback, selfcheck
 
-    with _sentences():
+    with _speaking(lang, path):
         found = selfcheck.run(path, task, inline=inline)
-    console.print(f"Read {found.read}.", highlight=False)
-    for remark in (*found.remarks, *found.withheld):
-        console.print(f"[yellow]Note:[/yellow] {escape(remark)}", highlight=False)
-    for each in found.tasks:
-        title = f"{each.task}: {feedback.points_text(each.points)} of {each.max_points} public points"
-        rows = feedback.rows(found.assignment, found.findings, each.task)
-        if all(row.untried for row in rows) and task is None:
-            console.print(f"{title}, not implemented yet", highlight=False)
-        else:
-            console.print(feedback.table(title, rows))
-    points, most = sum(each.points for each in found.tasks), sum(each.max_points for each in found.tasks)
-    console.print(
-        f"{feedback.points_text(points)} of {most} points that public checks can show. Hidden checks are added when grading.",
-        highlight=False,
-    )
+        console.print(escape(_("Read {what}.").format(what=found.read)), highlight=False)
+        for remark in (*found.remarks, *found.withheld):
+            console.print(escape(_("Note: {remark}").format(remark=said(remark))), style="yellow", highlight=False)
+        for each in found.tasks:
+            title = f"{each.task}: {feedback.points_of(each.points, each.max_points)}"
+            rows = feedback.rows(found.assignment, found.findings, each.task)
+            if all(row.untried for row in rows) and task is None:
+                console.print(f"{title}, {_('not implemented yet')}", highlight=False)
+            else:
+                console.print(feedback.table(title, rows))
+        points, most = sum(each.points for each in found.tasks), sum(each.max_points for each in found.tasks)
+        text = _("{points} of {most} points that public checks can show. Hidden checks are added when grading.")
+        console.print(text.format(points=feedback.points_text(points), most=most), highlight=False)
     raise typer.Exit(0 if points == most else 1)
 
 
 @app.command()
-def sync(path: Annotated[Path, typer.Argument(help="The file that counts; the other one is overwritten.")]) -> None:
+def sync(
+    path: Annotated[Path, typer.Argument(help="The file that counts; the other one is overwritten.")],
+    lang: Lang = None,
+) -> None:
     """Make notebook and .py file agree, after both were changed."""
     from autograder import pair, selfcheck
 
-    with _sentences():
-        _, manifest = selfcheck.locate(path)
+    with _speaking(lang, path):
+        manifest = selfcheck.locate(path)[1]
         if path.is_dir():
-            _stop("Give the file that counts, not the folder.")
+            _stop(_("Give the file that counts, not the folder."))
         other = pair.take(path, manifest)
-    console.print(f"{other.name} now holds what {path.name} holds.", highlight=False)
+        text = _("{other} now holds what {file} holds.")
+        console.print(text.format(other=other.name, file=path.name), highlight=False)
 
 
 @app.command()
@@ -288,13 +307,16 @@ def export(
 def report(
     name: Annotated[str, typer.Argument(help="The assignment.")],
     course: Course = Path("."),
+    lang: Annotated[
+        str | None, typer.Option("--lang", help="Of students' pages, en or zh_TW; the course's by default.")
+    ] = None,
     plain: Plain = False,
 ) -> None:
     """Write the class page, its figures as CSV, and every student's page: reports/NAME/."""
     with _sentences():
         from autograder import report as reports
 
-        written = reports.write(name, course, Steps(console, plain=plain))
+        written = reports.write(name, course, Steps(console, plain=plain), lang)
     console.print(f"{written.page}", highlight=False, soft_wrap=True, markup=False)
     console.print(
         f"{written.submissions} submissions, {written.graded} graded, {written.open} open. "

@@ -14,8 +14,8 @@ from autograder.errors import AutograderError
 if TYPE_CHECKING:
     from autograder.signing import PublicKey
 
-__all__ = ["CONFIG", "CourseError", "api", "configure", "find", "init", "isolation", "load_config", "public_key"]
-__all__ += ["require_ours"]
+__all__ = ["CONFIG", "CourseError", "api", "configure", "find", "init", "isolation", "language", "load_config"]
+__all__ += ["public_key", "require_ours"]
 
 CONFIG = "nbgrader_config.py"
 COLLECTED = ("submitted", "autograded", "feedback")
@@ -27,6 +27,7 @@ from autograder.course import configure
 c = get_config()  # noqa: F821  (nbgrader provides it)
 # Grades come from autograder's results; stock nbgrader commands and formgrader use them too.
 # isolation is the lowest that a grade may be made with: "sandbox", or "process" where nobody has a reason to cheat.
+# language="zh_TW" has students' pages in Traditional Chinese.
 # public_key="ssh-ed25519 ..." makes results count only if they are signed: `autograder keys new PATH` gives the line.
 configure(c, isolation={isolation!r})
 
@@ -41,12 +42,14 @@ class CourseError(AutograderError):
     """The course folder is not what it should be. Says what to do."""
 
 
-def configure(config: Any, isolation: str = "sandbox", public_key: str = "") -> None:
+def configure(config: Any, isolation: str = "sandbox", public_key: str = "", language: str = "en") -> None:
     """Make nbgrader use our preprocessors. Call this in `nbgrader_config.py`.
 
-    With a `public_key` only results that are signed with its private key are entered into the gradebook.
+    `language` is that of students' pages. With a `public_key` only results that are signed with its private key are entered
+    into the gradebook.
     """
     from autograder import feedback_export, intake, preprocessors
+    from autograder import language as languages
 
     config.EnterResults.isolation = isolation
     config.EnterResults.public_key = public_key
@@ -54,6 +57,7 @@ def configure(config: Any, isolation: str = "sandbox", public_key: str = "") -> 
     config.Autograde.pre_convert_hook = intake.set_aside
     config.Autograde.sanitize_preprocessors = preprocessors.SANITIZE
     config.Autograde.autograde_preprocessors = preprocessors.AUTOGRADE
+    config.StudentPageExporter.language = languages.chosen(language)
     config.GenerateFeedback.exporter_class = feedback_export.StudentPageExporter
 
 
@@ -130,6 +134,11 @@ def require_ours(folder: Path) -> None:
 def isolation(folder: Path) -> str:
     """The lowest isolation that the course accepts for grades."""
     return str(load_config(folder).EnterResults.get("isolation", "sandbox"))
+
+
+def language(folder: Path) -> str:
+    """The language of students' pages in the course."""
+    return str(load_config(folder).StudentPageExporter.get("language", "en"))
 
 
 def public_key(folder: Path) -> PublicKey | None:

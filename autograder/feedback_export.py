@@ -11,8 +11,9 @@ from pathlib import Path
 from typing import Any
 
 from nbconvert.exporters import Exporter, HTMLExporter
+from traitlets import Unicode
 
-from autograder import html_pages, results
+from autograder import html_pages, language, results, suite
 from autograder.errors import AutograderError
 from autograder.signing import PublicKey
 from autograder.student_page import Book, Cell, student_page
@@ -30,6 +31,8 @@ class NoPage(AutograderError):
 class StudentPageExporter(HTMLExporter):
     """What `GenerateFeedback` exports an autograded notebook with."""
 
+    language = Unicode("en", help="The language of students' pages.").tag(config=True)
+
     def from_notebook_node(self, nb: Any, resources: Any = None, **kw: Any) -> tuple[str, Any]:
         """The page of a notebook, and nbconvert's resources. Raises `NoPage`, and `Refused` if the result was changed."""
         nb, resources = Exporter.from_notebook_node(self, nb, resources, **kw)
@@ -44,8 +47,9 @@ class StudentPageExporter(HTMLExporter):
                 f"Grade again, then generate the feedback again: autograder grade {name}"
             )
         book = Book(max(0.0, float(about["score"])), float(about["late_penalty"]), dict(_entered(nb)))
-        page = student_page(result, tuple(cells(nb)), book)
-        return html_pages.student_html(page), resources
+        with language.use(language.load(self.language, suite.folder(name))):
+            page = student_page(result, tuple(cells(nb)), book)
+            return html_pages.student_html(page), resources
 
     def _root(self) -> Path:
         return Path(self.parent.coursedir.root)

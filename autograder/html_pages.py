@@ -19,8 +19,9 @@ import jinja2
 from markupsafe import Markup
 
 from autograder.class_page import ClassPage, SpeedFigures
-from autograder.feedback import CONTROL, MARKS, points_text
+from autograder.feedback import CONTROL, MARKS, NAMES, points_text
 from autograder.finding import Outcome
+from autograder.language import _, ngettext, said, spoken
 from autograder.student_page import Speed, StudentPage
 
 __all__ = ["MOST_BYTES", "class_html", "student_html"]
@@ -35,7 +36,7 @@ SHORTENED = " […]"
 
 
 def student_html(page: StudentPage) -> str:
-    """The page as one HTML file of at most `MOST_BYTES`."""
+    """The page as one HTML file of at most `MOST_BYTES`, in the language in use, as `page` should have been made in."""
     return _fitting("student.html", scripted=False, page=page, plot=_speed_plot)
 
 
@@ -87,6 +88,7 @@ def _render(template: str, most: int, **values: Any) -> str:
         script=Markup(script),  # noqa: S704  # our own file
         style_hash=_hash(style),
         script_hash=_hash(script),
+        lang=spoken().tag,
         text=lambda text: shortened(clean(text), most),
         code=code,
     )  # fmt: skip
@@ -180,12 +182,14 @@ def _environment() -> jinja2.Environment:
         trim_blocks=True,
         lstrip_blocks=True,
         undefined=jinja2.StrictUndefined,
+        extensions=["jinja2.ext.i18n"],
     )
+    made.install_gettext_callables(_, ngettext, newstyle=True)  # type: ignore[attr-defined]  # the extension's
     made.filters |= {
         "points": lambda points: points_text(round(points, 2)),
         "markdown": markdown,
         "number": number,
         "duration": duration,
     }
-    made.globals |= {"marks": MARKS, "Outcome": Outcome}
+    made.globals |= {"marks": MARKS, "Outcome": Outcome, "names": NAMES, "said": said}
     return made

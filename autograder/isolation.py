@@ -172,13 +172,17 @@ class Worker:
             return f"was killed: used more than {self.limits.cpu_s} s of CPU time"
         if self._killed and code in (-9, 1):
             return "was stopped by the grader"
-        near = f", having used nearly all of the allowed {limit}" if used_bytes > 0.8 * self.limits.memory_bytes else ""
+        near = used_bytes > 0.8 * self.limits.memory_bytes
         if code < 0:
             with contextlib.suppress(ValueError):
                 number = signal.Signals(-code)
                 self.stray = number if number.name in STRAY else None
-                return f"was killed by signal {number.name}{near}"
-        return f"ended with exit code {code}{near if code else ''}"
+                if near:
+                    return f"was killed by signal {number.name}, having used nearly all of the allowed {limit}"
+                return f"was killed by signal {number.name}"
+        if near and code:
+            return f"ended with exit code {code}, having used nearly all of the allowed {limit}"
+        return f"ended with exit code {code}"
 
 
 class Sandbox(Protocol):

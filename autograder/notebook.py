@@ -12,14 +12,15 @@ from typing import Any
 
 from rich.console import Console
 
-from autograder import feedback, selfcheck
+from autograder import feedback, language, selfcheck
 from autograder.finding import Outcome
+from autograder.language import ENGLISH, N_, Language, LanguageError, _, said
 from autograder.manifest import HELPERS, Manifest, digest
 from autograder.submission import UnreadableSubmission, defined
 
 __all__ = ["check"]
 
-ABOUT = "Public checks, run by yourself. Hidden ones look at the same rules with other inputs when you are graded."
+ABOUT = N_("Public checks, run by yourself. Hidden ones look at the same rules with other inputs when you are graded.")
 _executed: dict[str, tuple[str, float]] = {}
 """Source and time of the cells that this kernel executed since `autograder` was loaded, by cell id."""
 
@@ -27,9 +28,10 @@ _executed: dict[str, tuple[str, float]] = {}
 class Shown:
     """The findings of a self-check, as HTML in a notebook and as text in a terminal."""
 
-    def __init__(self, found: selfcheck.SelfCheck, notes: list[str]) -> None:
+    def __init__(self, found: selfcheck.SelfCheck, notes: list[str], spoken: Language = ENGLISH) -> None:
         self.found = found
         self.notes = notes
+        self.spoken = spoken
 
     @property
     def passed(self) -> bool:
@@ -37,21 +39,27 @@ class Shown:
         return all(finding.outcome is Outcome.PASSED for finding in self.found.findings)
 
     def _repr_html_(self) -> str:
-        remarks = [f"read {self.found.read}", *self.notes, *self.found.remarks, *self.found.withheld]
-        return "".join(
-            feedback.findings_html(
-                task, feedback.rows(self.found.assignment, self.found.findings, task.task), remarks, ABOUT
+        found = self.found
+        with language.use(self.spoken):
+            read = _("read {what}").format(what=found.read)
+            remarks = [read, *self.notes, *found.remarks, *found.withheld]
+            return "".join(
+                feedback.findings_html(
+                    task, feedback.rows(found.assignment, found.findings, task.task), remarks, _(ABOUT)
+                )
+                for task in found.tasks
             )
-            for task in self.found.tasks
-        )
 
     def __repr__(self) -> str:
         text = io.StringIO()
-        text.writelines(f"Note: {note}\n" for note in self.notes)
         console = Console(width=110, no_color=True, force_jupyter=False, file=text)
-        for task in self.found.tasks:
-            title = f"{task.task}: {feedback.points_text(task.points)} of {task.max_points} public points, read {self.found.read}"
-            console.print(feedback.table(title, feedback.rows(self.found.assignment, self.found.findings, task.task)))
+        with language.use(self.spoken):
+            text.writelines(_("Note: {remark}").format(remark=note) + "\n" for note in self.notes)
+            for task in self.found.tasks:
+                points = feedback.points_of(task.points, task.max_points)
+                title = f"{task.task}: {points}, " + _("read {what}").format(what=self.found.read)
+                rows = feedback.rows(self.found.assignment, self.found.findings, task.task)
+                console.print(feedback.table(title, rows))
         return text.getvalue()
 
 
@@ -64,7 +72,7 @@ class Problem:
         self.text = text
 
     def __repr__(self) -> str:
-        return f"Not checked. {self.text}"
+        return self.text
 
 
 class ChecksFailed(Exception):
@@ -76,14 +84,21 @@ class ChecksFailed(Exception):
 
 
 def check(task: str) -> Shown | Problem:
-    """Run the public checks of `task` on the notebook that this kernel belongs to, in the folder it was fetched to."""
+    """Run the public checks of `task` on the notebook that this kernel belongs to, in the folder it was fetched to.
+
+    The language is the environment's; `%env LANGUAGE=zh_TW` in a cell above chooses another one.
+    """
     shown: Shown | Problem
+    spoken = ENGLISH
     try:
         path = _notebook()
-        newer, notes = _newer(path)
-        shown = Shown(selfcheck.run(path, task, newer), notes)
-    except (selfcheck.SelfCheckError, UnreadableSubmission, FileNotFoundError) as error:
-        shown = Problem(str(error))
+        spoken = language.load(language.chosen(), path.parent)
+        with language.use(spoken):
+            newer, notes = _newer(path)
+            shown = Shown(selfcheck.run(path, task, newer), notes, spoken)
+    except (selfcheck.SelfCheckError, UnreadableSubmission, LanguageError, FileNotFoundError) as error:
+        with language.use(spoken):
+            shown = Problem(_("Not checked. {why}").format(why=said(str(error))))
     if os.environ.get("NBGRADER_EXECUTION") == "validate" and not shown.passed:
         raise ChecksFailed(repr(shown))
     return shown
@@ -120,8 +135,9 @@ def _newer(path: Path) -> tuple[dict[str, str], list[str]]:
         elif str(cell.get("id")) not in _executed:  # executed before or after it was saved: nobody knows
             when = time.strftime("%H:%M:%S", time.localtime(saved))
             notes.append(
-                f"{path.name} as saved at {when} has another text for {name} than you ran last. Save (Ctrl+S), check again."
-            )
+                _("{file} as saved at {time} has another text for {name} than you ran last. Save (Ctrl+S), check again.")
+                .format(file=path.name, time=when, name=name)
+            )  # fmt: skip
     return newer, notes
 
 

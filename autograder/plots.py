@@ -10,6 +10,7 @@ from __future__ import annotations
 import io
 import math
 import re
+import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
@@ -20,6 +21,8 @@ from matplotlib.axes import Axes
 from matplotlib.backends.backend_svg import FigureCanvasSVG
 from matplotlib.figure import Figure
 from matplotlib.ticker import FixedFormatter, FixedLocator, MaxNLocator, NullLocator
+
+from autograder.language import _
 
 __all__ = ["grades", "ratios", "speed"]
 
@@ -55,12 +58,12 @@ def speed(
         axes.set_ylim(0, 4)
         if naive is not None:
             axes.fill_between([naive, asked], 0, 1.1, linewidth=0, gid="credit")
-        _mark(axes, 1.0, 4, "reference", "reference")
-        _mark(axes, asked, 3, f"asked for: {asked:g}", "asked")
+        _mark(axes, 1.0, 4, _("reference"), "reference")
+        _mark(axes, asked, 3, _("asked for: {ratio:g}").format(ratio=asked), "asked")
         if all(math.isfinite(each) and each > 0 for each in (ratio, low, high)):
             axes.plot([low, high], [0.55, 0.55], linewidth=5, solid_capstyle="butt", gid="own")
             axes.plot([ratio], [0.55], "o", markersize=10, gid="own")
-            _text(axes, ratio, 1.25, f"yours: {ratio:.2f}", "own")
+            _text(axes, ratio, 1.25, _("yours: {ratio:.2f}").format(ratio=ratio), "own")
         return _inline(figure, name, label)
 
 
@@ -145,7 +148,11 @@ def _named(axes: Axes, gid: str) -> None:
 def _inline(figure: Figure, name: str, label: str) -> str:
     """The figure as an element for HTML: no style, no script, no id that another plot could have."""
     written = io.StringIO()
-    figure.savefig(written, format="svg", metadata={"Date": None, "Creator": None, "Type": None, "Format": None})
+    with warnings.catch_warnings():
+        warnings.filterwarnings(
+            "ignore", "Glyph .* missing", UserWarning
+        )  # it only measures; the reader's browser has them
+        figure.savefig(written, format="svg", metadata={"Date": None, "Creator": None, "Type": None, "Format": None})
     root = ElementTree.fromstring(written.getvalue())  # noqa: S314  # matplotlib wrote it just now
     for parent in list(root.iter()):
         for child in list(parent):

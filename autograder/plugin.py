@@ -17,7 +17,7 @@ import platformdirs
 import pytest
 
 from autograder.blame import Blame
-from autograder.checks import CheckFailed, SubmissionFault, SubmissionRaised
+from autograder.checks import CheckFailed, SubmissionFault, SubmissionRaised, sentence_and_hint
 from autograder.finding import NOT_IMPLEMENTED, Finding, Outcome
 from autograder.isolation import GIB
 from autograder.manifest import HELPERS
@@ -201,7 +201,7 @@ class JudgePlugin:
 
     def _finding(self, item: pytest.Function, error: BaseException | None, seconds: float) -> Finding:
         check = self._check(item)
-        sentence, hint = _texts(item)
+        sentence, hint = sentence_and_hint(inspect.getdoc(item.obj) or "")
         outcome, message, value, expected = self._verdict(check, error)
         return Finding(
             check=check.name,
@@ -319,10 +319,3 @@ def _flatten(error: BaseException | None) -> Iterator[BaseException]:
             yield from _flatten(part)
     elif error is not None:
         yield error
-
-
-def _texts(item: pytest.Function) -> tuple[str, str]:
-    """Sentence and hint of a check, from its docstring."""
-    sentence, *paragraphs = (" ".join(part.split()) for part in (inspect.getdoc(item.obj) or "").split("\n\n"))
-    hint = next((part.removeprefix("Hint:").strip() for part in paragraphs if part.startswith("Hint:")), "")
-    return sentence, hint

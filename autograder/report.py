@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING
 
 import nbformat
 
-from autograder import course, feedback_export, gradebook, html_pages, results, run, suite
+from autograder import course, feedback_export, gradebook, html_pages, language, results, run, suite
 from autograder.class_page import ClassPage, Submitted, class_page
 from autograder.grading import Job, discover, result_file
 from autograder.progress import Steps
@@ -48,8 +48,11 @@ class Written:
     open: int
 
 
-def write(name: str, start: Path, steps: Steps) -> Written:
-    """Write all pages of assignment `name` in the course around `start`. Raises `CourseError` and what its parts raise."""
+def write(name: str, start: Path, steps: Steps, lang: str | None = None) -> Written:
+    """Write all pages of assignment `name` in the course around `start`; students' pages in `lang`, else the course's.
+
+    Raises `CourseError` and what its parts raise.
+    """
     loaded = suite.load(name)
     folder = course.find(start)
     jobs = discover(folder / "submitted", name, loaded.manifest)
@@ -57,6 +60,7 @@ def write(name: str, start: Path, steps: Steps) -> Written:
         raise course.CourseError(
             f"{folder / 'submitted'} holds no submission for {name}. Collect first: `nbgrader collect {name}`."
         )
+    spoken = language.load(language.chosen(lang or course.language(folder)), suite.folder(name))
     target = folder / REPORTS / name
     _private(target / STUDENTS)
     for old in (target / STUDENTS).glob("*.html"):
@@ -69,7 +73,8 @@ def write(name: str, start: Path, steps: Steps) -> Written:
             file, result, problem = _result(loaded, folder, job, tier, signer)
             page = ""
             if result is not None:
-                html = _student_html(folder, result, released, book.get(job.student))
+                with language.use(spoken):
+                    html = _student_html(folder, result, released, book.get(job.student))
                 _write(target / STUDENTS / f"{job.student}.html", html)
                 page = f"{STUDENTS}/{urllib.parse.quote(job.student)}.html"
             recorded = book.get(job.student)

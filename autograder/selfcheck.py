@@ -15,6 +15,7 @@ from autograder import pair
 from autograder.errors import AutograderError
 from autograder.finding import Finding
 from autograder.grade import TaskScore, score
+from autograder.language import _, ngettext, said
 from autograder.manifest import Manifest
 from autograder.spec import Assignment
 from autograder.submission import Submission
@@ -31,7 +32,7 @@ class SelfCheckError(AutograderError):
 
 @dataclass(frozen=True)
 class SelfCheck:
-    """What the public checks found, and which file was read."""
+    """What the public checks found, and which file was read: `read` is in the language in use."""
 
     assignment: Assignment
     findings: tuple[Finding, ...]
@@ -77,11 +78,23 @@ def run(path: Path, task: str | None = None, newer: dict[str, str] | None = None
     assignment = manifest.public_assignment()
     findings = (_judge if inline else _spawn)(folder, submission, task)
     scored = score(assignment, findings, submission.review)
-    read = f"{found.path.name} ({found.why}" + (f"; {found.stale.name} brought up to date)" if found.stale else ")")
-    if newer:
-        read += f", and {len(newer)} newer cell{'s' if len(newer) > 1 else ''} of this kernel that the file does not hold yet"
     tasks = tuple(each for each in scored.tasks if task in (None, each.task))
-    return SelfCheck(assignment, tuple(findings), tasks, read, submission.remarks, submission.review)
+    return SelfCheck(
+        assignment, tuple(findings), tasks, _read(found, newer or {}), submission.remarks, submission.review
+    )
+
+
+def _read(found: pair.Pair, newer: dict[str, str]) -> str:
+    """Which file was read, and why that one."""
+    text = _("{file} ({why})") if found.stale is None else _("{file} ({why}; {other} brought up to date)")
+    read = text.format(file=found.path.name, why=said(found.why), other=found.stale.name if found.stale else "")
+    if newer:
+        read += ngettext(
+            ", and {count} newer cell of this kernel that the file does not hold yet",
+            ", and {count} newer cells of this kernel that the file does not hold yet",
+            len(newer),
+        ).format(count=len(newer))
+    return read
 
 
 def _spawn(folder: Path, submission: Submission, task: str | None) -> list[Finding]:

@@ -1,7 +1,8 @@
 """What stands on a student's page, from a stored result, the notebook and the gradebook.
 
-A pure function without any markup (`autograder.html_pages` has that). Of hidden checks it takes what `feedback.rows` lets
-through, which is author text and the judge's own measurements; no seed, no withheld reason of a single check.
+A function of these and of the language in use, without any markup (`autograder.html_pages` has that). Of hidden checks it takes
+what `feedback.rows` lets through, which is author text and the judge's own measurements; no seed, no withheld reason of a
+single check.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ from typing import Any, Literal
 from autograder.feedback import Row, rows
 from autograder.finding import Finding, Outcome
 from autograder.grade import WITHHOLDING, TaskScore, score
+from autograder.language import _, said
 from autograder.results import Result
 from autograder.spec import Check
 
@@ -133,12 +135,12 @@ def student_page(result: Result, cells: Sequence[Cell] = (), book: Book | None =
         for task in scored.tasks
     )
     return StudentPage(
-        title=assignment.title,
+        title=_(assignment.title),
         result=result,
         points=scored.points,
         max_points=scored.max_points,
         withheld=bool(scored.withheld),
-        whole=result.withheld,
+        whole=tuple(map(said, result.withheld)),
         tasks=parts,
         speeds=tuple(_speeds(result)),
         sections=sections,
@@ -153,7 +155,7 @@ def _part(result: Result, scored: TaskScore, section: Section | None, entered: f
     by_hand = None if entered is None or abs(entered - scored.points) < 1e-9 else entered
     return TaskPart(
         name=scored.task,
-        title=result.spec.task(scored.task).title,
+        title=_(result.spec.task(scored.task).title),
         points=scored.points,
         max_points=scored.max_points,
         by_hand=by_hand,
@@ -214,7 +216,7 @@ def _section(anchor: str, group: Sequence[Cell]) -> Section:
 def machine(described: Mapping[str, Any]) -> Iterable[str]:
     """The machine in a few words; whatever a result of another version lacks is left out."""
     if cpu := described.get("cpu"):
-        yield f"{cpu}, {described.get('cores', '?')} cores"
+        yield _("{cpu}, {cores} cores").format(cpu=cpu, cores=described.get("cores", "?"))
     if memory := described.get("memory_bytes"):
         yield f"{memory / 2**30:.1f} GiB"
     for gpu in described.get("gpus") or ():

@@ -16,7 +16,7 @@ from autograder.errors import AutograderError
 from autograder.manifest import Manifest
 from autograder.spec import Assignment, SpecError
 
-__all__ = ["Suite", "UnknownAssignment", "load", "load_assignment", "names", "repository"]
+__all__ = ["Suite", "UnknownAssignment", "folder", "load", "load_assignment", "names", "repository"]
 
 JUDGING = (
     "blame.py", "block_memory.py", "blocks.py", "checks.py", "finding.py", "grade.py", "judge.py", "machine.py", "oracle.py",
@@ -52,6 +52,11 @@ def names() -> list[str]:
     return sorted(path.parent.name for path in (repository() / "tests" / "grading").glob("*/spec.py"))
 
 
+def folder(name: str) -> Path:
+    """Where the suite of an assignment lies, with the catalogues of its texts."""
+    return repository() / "tests" / "grading" / name
+
+
 def load_assignment(name: str) -> Assignment:
     """The `ASSIGNMENT` of a suite's `spec.py`. `UnknownAssignment` with the nearest names, `SpecError` if it is wrong."""
     known = names()
@@ -84,13 +89,13 @@ class Suite:
 def load(name: str) -> Suite:
     """The suite of an assignment. Raises like `load_assignment`; `FileNotFoundError` if it was never built."""
     assignment = load_assignment(name)
-    folder = repository() / "tests" / "grading" / name
+    lies = folder(name)
     manifest = Manifest.load(repository() / "assignments" / name)
-    files = tuple(folder / file for file in ("test_public.py", "test_hidden.py"))
+    files = tuple(lies / file for file in ("test_public.py", "test_hidden.py"))
     content = hashlib.sha256(manifest.model_dump_json().encode())
     judging = (Path(autograder.__file__).parent / file for file in JUDGING)
     recorded = (repository() / "tests" / "recordings").glob("*/*") if assignment.vllm else ()
-    for path in [*sorted(folder.glob("*.py")), *sorted(recorded), *judging]:
+    for path in [*sorted(lies.glob("*.py")), *sorted(recorded), *judging]:
         content.update(path.name.encode() + b"\0" + path.read_bytes())
     return Suite(assignment, manifest, files, content.hexdigest())
 

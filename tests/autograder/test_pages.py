@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import gettext
 import itertools
 import json
 import re
@@ -10,7 +11,8 @@ import shutil
 import subprocess
 import tarfile
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
 
@@ -18,10 +20,11 @@ import platformdirs
 import pytest
 from websockets.sync.client import connect
 
-from autograder import corpus, grade, html_pages
+from autograder import corpus, grade, html_pages, language, suite
 from autograder.class_page import Submitted, class_page
 from autograder.feedback_export import cells
 from autograder.finding import NOT_IMPLEMENTED, Finding, Outcome
+from autograder.language import Language
 from autograder.results import Result
 from autograder.spec import Assignment, Check
 from autograder.student_page import Book, Cell, student_page
@@ -183,7 +186,18 @@ def class_html(students: int = 30) -> str:
     return html_pages.class_html(class_page(ASSIGNMENT, class_of(students)), "grades.csv")
 
 
-PAGES = STUDENT_PAGES | {"class": class_html}
+def in_chinese(make: Callable[[], str]) -> Callable[[], str]:
+    """The same page in Traditional Chinese."""
+
+    def made() -> str:
+        with language.use(language.load("zh_TW", suite.folder(ASSIGNMENT.name))):
+            return make()
+
+    return made
+
+
+CHINESE_PAGES = {f"{name}, zh_TW": in_chinese(make) for name, make in STUDENT_PAGES.items()}
+PAGES = STUDENT_PAGES | CHINESE_PAGES | {"class": class_html}
 
 
 # ------------------------------------------------------------------------------------------------ without a browser
@@ -349,6 +363,99 @@ def test_the_class_page_grows_by_the_lines_of_its_table_only() -> None:
     assert (large - small) / 200 < 700
 
 
+# ------------------------------------------------------------------------------------------------ languages
+
+
+class Pseudo(gettext.NullTranslations):
+    """Every text that goes through gettext stands in brackets."""
+
+    def gettext(self, message: str) -> str:
+        return f"⟦{message}⟧"
+
+    def ngettext(self, msgid1: str, msgid2: str, n: int) -> str:
+        return f"⟦{msgid1 if n == 1 else msgid2}⟧"
+
+
+class Visible(HTMLParser):
+    """What people see or hear of a page, without code, handout and what a student or the judge filled in."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.found: list[str] = []
+        self.open: list[tuple[str, bool]] = []
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        named = dict(attrs)
+        self.found += [named[name] or "" for name in ("aria-label", "title", "alt") if name in named]
+        if tag not in ("meta", "progress", "br", "link", "use", "path", "rect"):
+            self.open.append(
+                (tag, tag in ("code", "pre", "style", "script") or (named.get("lang") == "en" and tag != "html"))
+            )
+
+    def handle_endtag(self, tag: str) -> None:
+        while self.open and self.open.pop()[0] != tag:
+            pass
+
+    def handle_data(self, data: str) -> None:
+        if not any(skipped for _, skipped in self.open) and data.strip():
+            self.found.append(data.strip())
+
+
+def bare(page: str) -> list[str]:
+    """Visible texts with letters that did not come from gettext."""
+    seen = Visible()
+    seen.feed(page)
+    left = []
+    for text in seen.found:
+        rest = text
+        while rest != (rest := re.sub(r"⟦[^⟦⟧]*⟧", "", rest)):
+            pass
+        if re.search(r"[^\W\d_]{2}", rest):
+            left.append(rest)
+    return left
+
+
+FILLED_IN = re.compile(
+    r"autograder|namespaces|RuntimeError: ours|The bytes of one token are not what they should be\.|524_288|131_072"
+    r"|CPython 3\.11\.2|torch 2\.13\.0\+cpu|8\.0 GiB|double is only defined in the cell after task 2\.|Not implemented yet\."
+    r"|The notebook is of an older release\.|[\d.]+ (µs|ms|s)\b"
+)
+"""What the judge found, in the pages of `test_pages`: names, values and its own sentences."""
+
+
+@pytest.mark.parametrize("name", [name for name in STUDENT_PAGES if name != "hostile"])
+def test_every_text_of_a_page_comes_from_a_catalogue(name: str) -> None:
+    """In a language that puts everything into brackets, nothing of ours stands outside of them."""
+    with language.use(Language("en-x-pseudo", Pseudo())):
+        page = STUDENT_PAGES[name]()
+    sections = {"The KV cache"}  # headings of the handout name their sections
+    left = [text for text in bare(page) if FILLED_IN.sub("", text).strip(" ;,.()")]
+    headings = {text for text in re.findall(r'<h3 lang="en">([^<]*)</h3>', page)} | sections
+    assert [text for text in left if text.replace("'", "&#39;") not in headings] == []
+
+
+def test_a_bare_text_would_be_found() -> None:
+    """The scan sees texts, labels and what stands beside a bracket; it passes over code and English parts."""
+    page = (
+        '<p>Hello ⟦there ⟦you⟧⟧</p><p aria-label="Label">⟦x⟧</p><code>code</code><div lang="en">text</div><p>⟦y⟧ 3</p>'
+    )
+    assert bare(page) == ["Hello ", "Label"]
+
+
+def test_a_page_says_its_language() -> None:
+    """Its root and its parts in another language are labelled; the course's texts are translated on it."""
+    with language.use(language.load("zh_TW", suite.folder(ASSIGNMENT.name))):
+        page = html_of(
+            judged(sentence="A contiguous cache holds the tokens of all sequences, and nothing for no sequences.")
+        )
+    assert '<html lang="zh-TW">' in page
+    assert '<div lang="en">' in page
+    assert "目前成績" in page
+    assert "Where you stand" not in page
+    assert "A contiguous cache holds" not in page
+    assert '<html lang="en">' in html_of(judged())
+
+
 # ------------------------------------------------------------------------------------------------ a browser
 
 
@@ -464,7 +571,7 @@ def files(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     return {name: folder / f"{name}.html" for name in made}
 
 
-WITH_NOTEBOOK = ("half marks", "hostile")
+WITH_NOTEBOOK = ("half marks", "hostile", "half marks, zh_TW")
 """Pages whose notebook is looked at too: the handout in it is long, and the same on all of them."""
 AXE_RUN = """(async () => {
     const found = await axe.run(document, {resultTypes: ['violations']});
@@ -501,7 +608,7 @@ def test_a_page_fits_a_phone_and_asks_for_nothing(browser: Browser, files: dict[
     assert browser.said("Log.entryAdded") == []
 
 
-@pytest.mark.parametrize("name", ["control", "hostile", "class"])
+@pytest.mark.parametrize("name", ["control", "hostile", "hostile, zh_TW", "class"])
 def test_nothing_of_a_submission_runs(browser: Browser, files: dict[str, Path], name: str) -> None:
     """A hostile submission's page has no mark of its scripts; the control shows that they would leave one."""
     browser.open(files[name])
