@@ -220,6 +220,8 @@ class Grader:
     )
     tier: str = "cpu"
     signing_key: SigningKey | None = None
+    devices: tuple[str, ...] = ()
+    """What speed is measured on, in place of this machine's devices."""
     stopping: bool = False
     wait_s: float = WAIT_S
     tick: Callable[[], None] = field(default=lambda: None)
@@ -380,7 +382,7 @@ class Grader:
             findings = judge(
                 self.suite.assignment, self.suite.files, job.submission, self.suite.manifest, self.sandbox,
                 seed=seed, only=job.only, limits=self._limits(slot), times=times, watchers=[sign],
-                blame=blame,
+                blame=blame, devices=self.devices,
             )  # fmt: skip
             text = json.dumps({
                 "findings": [finding.model_dump(mode="json") for finding in findings], "times": times,

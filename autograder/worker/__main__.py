@@ -17,9 +17,9 @@ import socket
 import sys
 import traceback
 from collections.abc import Callable, Mapping
-from typing import NoReturn
+from typing import Any, NoReturn
 
-__all__ = ["CANNOT_START", "Serve", "load", "main", "run"]
+__all__ = ["CANNOT_START", "Serve", "load", "main", "run", "show_gpu"]
 
 Serve = Callable[[socket.socket], None]
 CANNOT_START = 97
@@ -53,6 +53,12 @@ def run(serve: Serve, sock: socket.socket) -> int:
     return code & 0xFF
 
 
+def show_gpu(limits: Mapping[str, Any]) -> None:
+    """Let CUDA, which nobody has asked for anything yet, show this process one GPU only, if it is limited to one."""
+    if limits["gpu"] is not None:
+        os.environ["CUDA_VISIBLE_DEVICES"] = limits["gpu"]
+
+
 def main(config_text: str) -> NoReturn:
     """Serve the socket that the judge handed over: an inherited descriptor, or on Windows a share on standard input."""
     config = json.loads(config_text)
@@ -66,6 +72,7 @@ def main(config_text: str) -> NoReturn:
             from autograder.worker import walls
 
             walls.set_parent_death_signal()  # student code that loops would outlive a killed judge
+        show_gpu(config["limits"])
         serve = load(config["serve"])
         _set_limits(config["limits"])
     except BaseException:

@@ -43,7 +43,7 @@ from functools import partial
 from typing import Any, NoReturn
 
 from autograder.worker import confine, seccomp, selftest, walls
-from autograder.worker.__main__ import Serve, load, run
+from autograder.worker.__main__ import Serve, load, run, show_gpu
 
 __all__ = ["main", "serve_nothing"]
 
@@ -297,6 +297,7 @@ def _worker(line_fd: int, serve: Serve, enter: Enter) -> NoReturn:
             cpu_s, rss = usage.ru_utime + usage.ru_stime, usage.ru_maxrss << 10
             _send(line, {"status": how, "cpu_s": cpu_s, "max_rss_bytes": rss})
 
+        show_gpu(limits)
         raised, refused = enter(limits, reap)
         _send(line, {"state": "started", "walls": raised, "refused": refused})
     except BaseException as error:

@@ -45,7 +45,7 @@ from autograder.sandbox import (
 )
 from autograder.spec import Assignment, Task, Threshold
 from autograder.timed import Inconclusive, NeedsReview, NotHere, Timed, TooSlow
-from gpu_env.lease import LeaseUnavailable, lease
+from gpu_env.lease import Held, LeaseUnavailable, lease
 from gpu_env.paired import Rule
 from gpu_env.roofline import Work
 
@@ -596,13 +596,13 @@ class TestLease:
     def test_the_second_waits_for_the_first(self, tmp_path: Path) -> None:
         """It says so meanwhile, and goes on when the first one ends; other devices are free."""
         asked: list[int] = []
-        with lease("cpu", folder=tmp_path) as waited_s, lease("cuda:0", folder=tmp_path):
-            assert waited_s < 5
+        with lease("cpu", folder=tmp_path) as held, lease("GPU-0", folder=tmp_path):
+            assert held.waited_s < 5
             code = f"""
 import pathlib, time
 from gpu_env.lease import lease
-with lease("cpu", folder=pathlib.Path({str(tmp_path)!r}), waiting=lambda: print("waiting", flush=True)) as waited_s:
-    print("had", waited_s > 0.5, flush=True)
+with lease("cpu", folder=pathlib.Path({str(tmp_path)!r}), waiting=lambda: print("waiting", flush=True)) as held:
+    print("had", held.waited_s > 0.5, flush=True)
 """
             other = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True)
             assert other.stdout
@@ -647,8 +647,8 @@ with lease("cpu", folder=pathlib.Path({str(tmp_path)!r})):
 
     def test_without_a_place_for_locks_everybody_goes_on(self, tmp_path: Path) -> None:
         """Systems without /dev/shm measure without a lease."""
-        with lease("cpu", folder=tmp_path / "none") as waited_s:
-            assert waited_s == 0.0
+        with lease("cpu", folder=tmp_path / "none") as held:
+            assert held == Held("cpu", 0.0)
 
 
 COUNT = """

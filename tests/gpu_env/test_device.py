@@ -316,6 +316,19 @@ def test_state_follows_cudas_numbers(two_gpus: Any, monkeypatch: pytest.MonkeyPa
     assert device.state(-1).why
 
 
+def test_speed_is_measured_on_each_visible_gpu_or_on_the_cpu(two_gpus: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Devices have names that mean the same in every process: all GPUs, the one that CUDA is shown, or the CPU."""
+    two_gpus()
+    both = device.measured_on("gpu")
+    assert len(set(both)) == 2
+    assert all(name.startswith("GPU-") for name in both)
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "1")
+    assert device.measured_on("gpu") == both[1:]
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", both[0])
+    assert device.measured_on("gpu") == both[:1]
+    assert device.measured_on("cpu") == ("cpu",)
+
+
 def test_gpu_lost_between_two_questions_is_no_error(two_gpus: Any) -> None:
     """A GPU that was listed and then does not answer has no state, with the reason."""
     two_gpus(fail_in=["nvmlDeviceGetHandleByUUID"])
