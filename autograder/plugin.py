@@ -35,6 +35,8 @@ __all__ = ["JudgePlugin"]
 TIMEOUTS_PER_TASK = 2
 """After so many the rest of a task is not run: an endless loop would otherwise cost its limit once per check."""
 PUBLIC_FILES = ("test_public.py", "public_checks.py")
+MAX_LOGGED = 600
+"""Characters of what a submission's server logged."""
 ADDRESS = re.compile(r"(?<= at )0x[0-9A-Fa-f]+")
 """Where Python's own texts say where an object lies: another place in every run, and no help to anybody."""
 
@@ -210,7 +212,7 @@ class JudgePlugin:
             hidden=check.hidden,
             sentence=sentence,
             message=_lasting(message),
-            hint=hint if self._wrong_answer(error) else "",
+            hint=hint if outcome is Outcome.FAILED and self._leads_on(error) else "",
             printed="" if check.hidden or outcome is Outcome.PASSED else self.running.printed(),
             value=None if value is None else _lasting(value),
             expected=None if expected is None else _lasting(expected),
@@ -219,9 +221,12 @@ class JudgePlugin:
             seconds=round(seconds, 4),
         )
 
-    def _wrong_answer(self, error: BaseException | None) -> bool:
-        """Whether the submission ran and was wrong: only then does the author's hint lead anywhere."""
-        return any(type(part) in (CheckFailed, TooSlow) for part in _flatten(error))
+    def _leads_on(self, error: BaseException | None) -> bool:
+        """Whether the submission ran and was wrong, or did not answer: only then does the author's hint lead anywhere."""
+        return any(
+            type(part) in (CheckFailed, TooSlow) or (isinstance(part, SubmissionFault) and not _is_sentence(part))
+            for part in _flatten(error)
+        )
 
     def _verdict(self, check: Check, error: BaseException | None) -> tuple[Outcome, str, str | None, str | None]:
         if error is not None:
@@ -237,7 +242,7 @@ class JudgePlugin:
             if isinstance(part, SandboxUnavailable | _MachineFault):
                 return Outcome.BROKEN, str(part), None, None
             if isinstance(part, CheckFailed):
-                return Outcome.FAILED, part.message, part.value, part.expected
+                return Outcome.FAILED, part.message + self._logged(check.task), part.value, part.expected
             if isinstance(part, SubmissionRaised):
                 return Outcome.FAILED, self._describe(part, check.task), None, None
             if isinstance(part, SubmissionFault):
@@ -246,8 +251,8 @@ class JudgePlugin:
                     self.blocked.setdefault(
                         check.task, f"Your code ran out of time {TIMEOUTS_PER_TASK} times in this task."
                     )
-                text = str(part)
-                return Outcome.FAILED, text if text[:1].isupper() else f"Your code {text}.", None, None
+                text = str(part) if _is_sentence(part) else f"Your code {part}.{self._logged(check.task)}"
+                return Outcome.FAILED, text, None, None
         if error is None:
             return Outcome.PASSED, "", None, None
         if isinstance(error, _Blocked):
@@ -257,6 +262,13 @@ class JudgePlugin:
         if isinstance(error, Inconclusive | NeedsReview):
             return Outcome.REVIEW if isinstance(error, NeedsReview) else Outcome.INCONCLUSIVE, str(error), None, None
         return Outcome.BROKEN, f"{type(error).__name__}: {error}"[:2000], None, None
+
+    def _logged(self, task: str) -> str:
+        """What the submission's server said before a check of it failed. Its own word, so it explains and decides nothing."""
+        if self.running.logged is None:
+            return ""
+        said = self._describe(self.running.logged, task).removeprefix("Your code raised ")
+        return f" Its server logged: {said[:MAX_LOGGED]}"
 
     def _describe(self, error: SubmissionRaised, task: str) -> str:
         """What the submission raised, in a sentence, with the line of the student's code."""
@@ -305,6 +317,11 @@ class _Blocked(Exception):
 
 class _MachineFault(Exception):
     """A check was not run, as the machine failed in an earlier one."""
+
+
+def _is_sentence(fault: SubmissionFault) -> bool:
+    """Whether its text stands alone; others follow "Your code". Only those of loading do, which no hint is about."""
+    return str(fault)[:1].isupper()
 
 
 def _lasting(text: str) -> str:

@@ -26,6 +26,8 @@ __all__ = ["Handle", "RunningSubmission"]
 
 LOAD_S = 30.0
 """Seconds of wall time for loading a submission; a first `import torch` on a slow laptop takes ten."""
+LOGGED_S = 2.0
+"""Seconds for telling what a service logged. Its answer explains a verdict and makes none, so it costs nobody anything."""
 
 
 class HasFileno(Protocol):
@@ -120,7 +122,9 @@ class RunningSubmission:
         self._no_worker: SandboxUnavailable | None = None
         self._load_fault: SubmissionFault | None = None
         self._check_fault: SubmissionFault | None = None
-        self._printed_before = ""
+        self._printed_before = self._printed_last = ""
+        self.logged: SubmissionRaised | None = None
+        """The last exception that a service logged in a check that did not pass: the submission's word."""
         self.load_errors: dict[str, SubmissionRaised] = {}
         self.times = {"worker_s": 0.0, "load_s": 0.0, "calls": 0.0}
         """What starting workers and loading the submission took, and how many messages were exchanged."""
@@ -134,7 +138,8 @@ class RunningSubmission:
         """A check begins: no call of it may last beyond `deadline`, and after a fault no further call is tried in it."""
         self._blame.begin_check(deadline.seconds)
         self._printed_before = self._session.worker.output() if self._session and not self._session.dead else ""
-        self._check_fault = None
+        self._printed_last = ""
+        self._check_fault = self.logged = None
 
     def describe(self, name: str) -> Description:
         """What the submission binds to `name`."""
@@ -176,16 +181,22 @@ class RunningSubmission:
 
     def printed(self, lines: int = 10) -> str:
         """The last lines that the submission printed since the check began."""
-        text = self._session.worker.output() if self._session else ""
+        text = self._session.worker.output() if self._session else self._printed_last
         fresh = text.removeprefix(
             self._printed_before
         )  # all of it, where so much was printed that the middle was left out
         return "\n".join(fresh.strip().splitlines()[-lines:])[-1000:]
 
+    def ask_log(self) -> None:
+        """Have `logged` say what the running service logged last, if it still can."""
+        if self._session and not self._session.dead:
+            self.logged = self._session.logged()
+
     def fresh(self) -> None:
         """End the running worker, so that the next call meets a new one."""
         if self._session:
             self._session.kill()
+            self._printed_last = self._session.worker.output()
             self._session = None
 
     close = fresh
@@ -325,6 +336,18 @@ class _Session:
             raise
         except OSError as error:
             raise WireClosed(str(error)) from None
+
+    def logged(self) -> SubmissionRaised | None:
+        """The last exception that the service logged. Nobody is blamed if it does not come."""
+        limit = self.owner._blame.limit(LOGGED_S)
+        try:
+            self.wire.send(["logged"], self.encode, limit)
+            limit.wait(self.worker.sock)
+            reply = self.wire.receive(self.decode, limit)
+            known = len(reply) == 2 and type(reply[0]) is str and reply[0] == "value" and reply[1] is not None
+            return _raised(reply[1]) if known else None
+        except (OSError, WireClosed, WireError):
+            return None
 
     def broken(self, why: str) -> SubmissionFault:
         self.kill()

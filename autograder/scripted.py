@@ -98,7 +98,7 @@ class ScriptedEngine:
             return [call for call in self._calls if op in (None, call.op)]
 
     def wait(self, ready: Callable[[Sequence[Call]], T | None], what: str) -> T:
-        """Wait until `ready(calls)` is not None and return it. Raises `SubmissionFault` "did not `what` in time"."""
+        """Wait until `ready(calls)` is not None and return it. Raises `SubmissionFault`, which says `what` was not done."""
         end = time.monotonic() + self._submission.time_left()
         with self._changed:
             while True:
@@ -109,7 +109,7 @@ class ScriptedEngine:
                     if reason := self._submission.end_reason():
                         raise SubmissionFault(reason)
                     if time.monotonic() >= end:
-                        raise SubmissionFault(f"did not {what} in time", timeout=True)
+                        raise SubmissionFault(f"did not do in time what it should: {what}", timeout=True)
 
     def next(self, op: str, what: str = "") -> Call:
         """The earliest request `op` that `next` has not given yet; waits for it."""

@@ -80,7 +80,11 @@ def serve(
         service = Service(submission, short)
         s.callback(submission.fresh)
         s.callback(service.close)
-        yield service
+        try:
+            yield service
+        except Exception:
+            submission.ask_log()  # the worker ends with the block, and with it what could explain a failure
+            raise
 
 
 class Service:

@@ -9,6 +9,7 @@ Messages from the judge, each answered by one `value` or `raised`:
     serve     name, kwargs, [name, ...]      serve the ASGI app that a function of the module makes; sockets follow
     drain                                    ask that service to stop
     ended     seconds                        whether it has stopped; waits that long for it
+    logged                                   the last exception that it logged, as `raised` has it, or None
     reach                                    the port behind which a server of the judge's answers; a socket follows
     share, ready, go                         blocks of timed calls, see `autograder.worker.blocks`
 
@@ -61,7 +62,7 @@ class _Server:
     def run(self) -> None:
         handlers: dict[str, Callable[..., Any]] = {"load": self.load, "describe": self.describe, "call": self.call}
         handlers |= {"each": self.each, "serve": self.serve_app, "drain": self.drain, "ended": self.ended}
-        handlers |= {"reach": self.reach}
+        handlers |= {"logged": self.logged, "reach": self.reach}
         handlers |= {"share": self.blocks.share, "ready": self.blocks.ready, "go": self.blocks.go}
         while True:
             try:
@@ -136,7 +137,7 @@ class _Server:
     def serve_app(self, factory: str, kwargs: dict[str, Any], names: list[str]) -> None:
         listener, *others = apps.receive_sockets(self.wire.sock, 1 + len(names))
         app = self.call(None, factory, [], kwargs | dict(zip(names, others, strict=True)))
-        self.service = apps.Service(app, listener)
+        self.service = apps.Service(app, listener, self.describe_error)
 
     def reach(self) -> int:
         from autograder.worker import relay
@@ -149,6 +150,9 @@ class _Server:
 
     def ended(self, wait_s: float) -> bool:
         return self.service is None or self.service.ended(wait_s)
+
+    def logged(self) -> Any:
+        return None if self.service is None else self.service.logged()
 
     def invoke(self, number: int, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """Call a function that runs in the judge."""

@@ -3,22 +3,26 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import socket
+import subprocess
+import sys
 import time
 from collections.abc import Iterator
+from pathlib import Path
 
 import httpx
 import openai
 import pytest
 
-from autograder.checks import SubmissionFault, SubmissionRaised
+from autograder.checks import CheckFailed, SubmissionFault, SubmissionRaised
 from autograder.remote import RunningSubmission
 from autograder.sandbox import LandlockSandbox, NamespaceSandbox, ProcessSandbox, SandboxUnavailable, best_sandbox
 from autograder.served import Service, serve
 from autograder.worker.wire import Deadline
 
 APP = """
-import asyncio, os
+import asyncio, os, time
 from contextlib import asynccontextmanager
 
 from fastapi import FastAPI, WebSocket
@@ -60,6 +64,30 @@ def make_app(title, engine=None):
     @app.get("/hang")
     async def hang():
         await asyncio.sleep(1000)
+
+    @app.get("/bug")
+    async def bug():
+        print("on my way")
+        return undefined_name
+
+    @app.get("/late")
+    async def late():
+        async def body():
+            yield b"x"
+            raise KeyError("y" * 5000)
+        return StreamingResponse(body())
+
+    kept = []
+
+    @app.get("/task")
+    async def task():
+        async def work():
+            raise OSError("in the background")
+        kept.append(asyncio.create_task(work()))
+
+    @app.get("/block")
+    async def block():
+        time.sleep(1000)
 
     @app.get("/die")
     async def die():
@@ -209,6 +237,123 @@ def test_draining_runs_the_apps_own_shutdown(submission: RunningSubmission, serv
     assert "shut down" in submission.printed()
     with pytest.raises(SubmissionFault):
         service.connect()
+
+
+@pytest.mark.parametrize(
+    ("path", "says"),
+    [
+        ("/bug", "NameError: name 'undefined_name' is not defined"),
+        ("/late", "KeyError: 'yyy"),
+        ("/task", "OSError: in the background"),
+        ("/title", None),
+        ("/die", None),
+        ("/block", None),
+    ],
+)
+def test_what_the_server_logged_goes_with_a_check_that_fails(
+    submission: RunningSubmission, path: str, says: str | None
+) -> None:
+    """The worker ends with the block; its last exception is kept with its line, and one that cannot tell costs nothing."""
+
+    def check() -> None:
+        with serve(submission, "make_app", {"title": "tiny"}) as service:
+            service.client().get(path)
+            raise CheckFailed("That was wrong.")
+
+    with pytest.raises((CheckFailed, SubmissionFault)):
+        check()
+    if says is None:
+        assert submission.logged is None
+    else:
+        assert submission.logged
+        assert str(submission.logged).startswith(says)
+        assert len(str(submission.logged)) < 2100
+        assert submission.logged.lines[-1][0] == "app"
+    if path == "/bug":
+        assert submission.printed() == "on my way"
+    submission.begin_check(Deadline(60))
+    assert submission.logged is None
+
+
+def test_what_a_check_leaves_without_failing_is_not_asked_for(submission: RunningSubmission) -> None:
+    """An exception that a check expects is nobody's news."""
+    with serve(submission, "make_app", {"title": "tiny"}) as service:
+        assert service.client().get("/bug").status_code == 500
+    assert submission.logged is None
+
+
+JUDGED = {
+    "test_public.py": """
+from autograder.checks import expect_equal
+from autograder.served import serve
+
+
+def test_answers(submission):
+    '''It answers.
+
+    Hint: Return something.
+    '''
+    with serve(submission, "make_app") as service:
+        expect_equal(service.client().get("/").status_code, 200, "The status")
+""",
+    "judge.py": """
+import json, os, sys
+from pathlib import Path
+from autograder.judge import judge
+from autograder.manifest import Manifest
+from autograder.sandbox import ProcessSandbox
+from autograder.spec import Assignment, Task
+from autograder.submission import Submission
+
+assignment = Assignment("web", "Web", (Task("make_app", "App", 1, {"test_answers": 1}),), call_s=3.0)
+manifest = Manifest(
+    assignment="web", title="Web", release="1", preload=(), call_s=3, check_s=60, cpu_s=300,
+    memory_bytes=2 << 30, cells=("make_app",), given={}, stubs={}, tasks={},
+)
+with ProcessSandbox() as sandbox:
+    for source in json.load(sys.stdin):
+        sys.stdout.flush()
+        if (pid := os.fork()) == 0:
+            submission = Submission("web.py", {"make_app": source})
+            (found,) = judge(assignment, [Path(sys.argv[1])], submission, manifest, sandbox, seed=7)
+            print(json.dumps([found.outcome, found.message, found.hint]), flush=True)
+            os._exit(0)
+        os.waitpid(pid, 0)
+""",
+}
+WEB = """
+import os
+from fastapi import FastAPI
+
+def make_app():
+    app = FastAPI()
+    @app.get("/")
+    async def root():
+        BODY
+    return app
+"""
+
+
+def test_findings_say_what_the_server_logged_and_keep_their_hints(tmp_path: Path) -> None:
+    """A bug in a handler comes with its exception and line; broken exchanges have the check's hint as wrong answers have."""
+    for name, text in JUDGED.items():
+        (tmp_path / name).write_text(text)
+    variants = ["return oops", "os._exit(3)", "return 1"]
+    done = subprocess.run(
+        [sys.executable, str(tmp_path / "judge.py"), str(tmp_path / "test_public.py")],
+        input=json.dumps([WEB.replace("BODY", body) for body in variants]),
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=300,
+    )
+    bug, dies, good = (json.loads(line) for line in done.stdout.splitlines() if line.startswith('["'))
+    logged = "Its server logged: NameError: name 'oops' is not defined (cell make_app, line 9: return oops)"
+    assert bug == ["FAILED", f"The status is not what it should be. {logged}", "Return something."]
+    assert dies[0] == "FAILED"
+    assert "exit code 3" in dies[1]
+    assert dies[2] == "Return something."
+    assert good == ["PASSED", "", ""]
 
 
 def test_each_service_has_a_process_of_its_own(submission: RunningSubmission) -> None:
