@@ -2,7 +2,7 @@
 # jupyter:
 #   autograder:
 #     assignment: async_serving
-#     release: e4036fafcdddf09b
+#     release: 2a3887adf28d5743
 #   jupytext:
 #     cell_metadata_filter: task,given,helpers,check,-all
 #     formats: ipynb,py:percent
@@ -151,7 +151,7 @@ class Engine(Protocol):
         """Stop a request that has not ended. Only sends a message, so it needs no `await`."""
 
     def now(self) -> float:
-        """The engine's clock, in seconds."""
+        """The engine's clock, in seconds. Only differences mean something."""
 
 
 class ToyEngine:
@@ -348,7 +348,8 @@ def serve_jobs(settings: dict[str, Any], engine: socket.socket) -> FastAPI:
 #
 # `finish`, `fail` and `close` are plain functions: they can be called in a `finally` where awaiting is not possible any
 # more. A call that is cancelled while it waits changes nothing. After its end the stream stays ended, however often it
-# is asked. What `put` does after `finish` or `fail` is not tested. A `max_size` below 1 is a `ValueError`.
+# is asked. What `put` does after `finish` or `fail`, what `anext` does after `close`, and a second end (`fail` after
+# `finish`, or the other way round) are not tested. A `max_size` below 1 is a `ValueError`.
 #
 # *Example*, `TokenStream(2)`:
 #
@@ -488,7 +489,11 @@ for note in play(
 #
 # `POST /v1/chat/completions` with a `ChatRequest`. Make a `request_id` that begins with `chatcmpl-` and is new each
 # time: it is the engine's `request_id` and the answer's `id`. One slot of the limiter is held from before the engine is
-# asked until the answer has ended in whatever way.
+# asked until the answer has ended in whatever way. `model` in the answer is the settings'. (Requests for another model
+# are not tested, neither here nor in task 5.)
+#
+# An engine *is asked* by `generate`, not by `count`, which you may call whenever you need it. An answer *has ended*
+# with the token that has a `finish_reason`, or with an error: one of the two always comes, unless you abort.
 #
 # **As a whole** (`stream` false): status 200 with `{"id", "object": "chat.completion", "created", "model", "choices":
 # [{"index": 0, "message": {"role": "assistant", "content"}, "finish_reason"}], "usage"}`. `usage` has `prompt_tokens`
@@ -507,8 +512,8 @@ for note in play(
 # | usage | `[]`, and beside it `usage` as above | only if `stream_options.include_usage` |
 # | `data: [DONE]` | | the end, no JSON |
 #
-# Every event but `[DONE]` has `id`, `object` (`"chat.completion.chunk"`), `created` and `model`, the same in all of
-# them.
+# Every event but `[DONE]` (and an error, see below) has `id`, `object` (`"chat.completion.chunk"`), `created` and
+# `model`, the same in all of them. No token's text holds half of a surrogate pair.
 #
 # **Each token at once.** The event of a token is sent before the engine is asked for the next one.
 #
@@ -517,7 +522,7 @@ for note in play(
 #
 # | what | before the first token | after it (stream) |
 # |---|---|---|
-# | `EngineError` | 500, code `internal_error`, without the error's text | such a body as an event, then `data: [DONE]` |
+# | `EngineError` (of `count` too) | 500, code `internal_error`, without the error's text | such a body as an event, then `data: [DONE]` |
 # | `Overloaded` | 503, code `overloaded`, header `Retry-After: 1` | |
 #
 # The bodies are made by `error_body(message, code=...)`; the event is `data: {"error": {...}}`.
@@ -525,10 +530,11 @@ for note in play(
 # **The client goes away.** Then, in whatever state its request is (waiting for a slot, for the first token, or in the
 # middle of a stream, or of an answer as a whole), the engine is told `abort(request_id)` if it was asked and has not
 # ended, and the slot is released. Nobody will ask you about it: **you must notice.** Starlette's `StreamingResponse`
-# listens for the disconnect and cancels the task that iterates your generator. Where no `StreamingResponse` runs (yet),
-# nobody listens: an `async def` endpoint runs to its end for nobody. There you race the work against a task that waits
-# for `{"type": "http.disconnect"}` from `await request.receive()` (FastAPI has read the body already), as vLLM does.
-# Finished requests are never aborted.
+# listens for the disconnect (under uvicorn, which speaks ASGI 2.3) and cancels the task that iterates your generator.
+# Where no `StreamingResponse` runs (yet), nobody listens: an `async def` endpoint runs to its end for nobody. There you
+# race the work against a task that waits for `{"type": "http.disconnect"}` from `await request.receive()` (FastAPI has
+# read the body already), as vLLM does. Finished requests are never aborted. What you answer to a client that is gone
+# does not matter: nobody reads it.
 #
 # - Cancelling a task raises `CancelledError` where it waits. It is no `Exception`, so `except Exception` does not see
 #   it; `finally` does. Inside `StreamingResponse` it is raised again at *every* further `await`, so clean up with plain
@@ -627,17 +633,21 @@ plt.show()
 # | what | last frame | close code | engine |
 # |---|---|---|---|
 # | done | `done` | 1000 | |
-# | `cancel` | `{"type": "cancelled"}` | 1000 | aborted |
+# | `cancel` | `{"type": "cancelled"}` | 1000 | aborted if it was asked and has not ended |
 # | `EngineError` | `{"type": "error", "message": "..."}`, without the error's text | 1011 | |
-# | a frame that is none of these, no JSON, or binary | | 1008 | aborted if it was asked |
+# | a frame that is none of these, no JSON, or binary | | 1008 | aborted if it was asked and has not ended |
 # | `Overloaded` | | 1013 | never asked |
-# | the client leaves | | | aborted if it was asked |
+# | the client leaves | | | aborted if it was asked and has not ended |
 #
-# Accept the connection first: a close before that becomes a plain 403. A slot of the limiter is held while the engine
-# is used, and frames are read also while the request waits for a slot, for a token, or for a credit. So you need two
-# tasks: one that reads frames, one that sends tokens. `WebSocket.receive()` gives raw messages (`receive_text` cannot
-# tell a binary frame from its own error); a client that left is `WebSocketDisconnect`, or a message of type
-# `websocket.disconnect`. The `request_id` begins with `ws-`.
+# Values out of range (`"credits": -1`, no message) and frames at the wrong time (a `credit` first, a second `start`)
+# are "none of these". Whether `"1"` or `true` passes for a number, and what further keys do, is not tested.
+#
+# Accept the connection first: a close before that becomes a plain 403. A slot of the limiter is held from before the
+# engine is asked until it has ended or is aborted (at the latest until the connection closes), and frames are read also
+# while the request waits for a slot, for a token, or for a credit. So you need two tasks: one that reads frames, one
+# that sends tokens. `WebSocket.receive()` gives raw messages (`receive_text` cannot tell a binary frame from its own
+# error); a client that left is `WebSocketDisconnect`, or a message of type `websocket.disconnect`. The `request_id`
+# begins with `ws-`.
 #
 # *Example.* `start` with `credits` 1; the engine has `Hel`, `lo`, and an empty token with `stop`. The client gets
 # `token` (`Hel`) and then nothing until it sends `{"type": "credit", "n": 1}`: then `token` (`lo`) and `done`.
@@ -667,15 +677,16 @@ check("ws_router")
 # - `POST /v1/jobs` with a `ChatRequest` (`stream` is ignored): status **202** with the job, and a header `Location:
 #   /v1/jobs/{id}`. The engine is asked at once, whether anybody looks or not; the job goes on when the client has gone.
 # - `GET /v1/jobs/{id}`: 200 with the job as it is now: `{"id", "status", "text", "finish_reason"}`. `status` is
-#   `running`, then `done` or `failed` (after an `EngineError`). `text` is what has been generated so far;
-#   `finish_reason` is `null` until the job is done.
-# - `DELETE /v1/jobs/{id}`: 204 without a body. A running job is cancelled, and the engine told to `abort`; the job is
-#   forgotten.
+#   `running`, then `done` or `failed` (after an `EngineError`; the engine raises nothing else). `text` is what has been
+#   generated so far, also of a job that failed; `finish_reason` is `null` until the job is done.
+# - `DELETE /v1/jobs/{id}`: 204 without a body. A running job is cancelled, and the engine told to `abort` (before the
+#   204 or right after it); the job is forgotten.
 # - An id that is unknown or forgotten: 404 with `error_body(..., "invalid_request_error", "job_not_found")`, for `GET`
 #   and `DELETE`.
 # - A job that has ended (done or failed) is forgotten once `settings.job_ttl_s` seconds have passed since its end, by
-#   `engine.now()`. Exactly at that time it is still there. A running job is never forgotten. Forgotten jobs must not
-#   stay in memory when nobody asks for them: clean up whenever a job is created.
+#   `engine.now()`: no other clock, for the grader sets this one. Exactly at that time it is still there. A running job
+#   is never forgotten. Forgotten jobs must not stay in memory when nobody asks for them: clean up whenever a job is
+#   created.
 #
 # Ids begin with `job-`, are also the engine's `request_id`, and cannot be guessed. asyncio keeps only weak references
 # to tasks: keep one yourself until the task has ended.

@@ -70,7 +70,9 @@ def expect_sent(exchange: Exchange, text: str, what: str) -> None:
     except SubmissionFault as fault:
         if not fault.timeout:
             raise
-        raise SubmissionFault(f"did not send {what}, for which the engine waits, in time", timeout=True) from None
+        raise SubmissionFault(
+            f"did not send {what} in time (until then the engine makes no other)", timeout=True
+        ) from None
     if text.encode() not in body:
         shown = body.decode(errors="replace")[-400:]
         fail(f"The answer ended (status {exchange.status}) without {what}.", value=shown, expected=text)
@@ -135,7 +137,9 @@ def expect_played(submission: Any, kind: str, arguments: list[Any], script: list
             note["state"] = None
         done = "; ".join(", ".join(map(str, step)) for step in steps)
         expect_equal(
-            note, wanted, f"{kind}({', '.join(map(str, arguments))}), after step {number} ({done}): the outcomes"
+            note,
+            wanted,
+            f"{kind}({', '.join(map(str, arguments))}), after step {number} ({done}): what the actions came to",
         )
 
 
@@ -282,10 +286,10 @@ def expect_stream(found: list[Any], deltas: list[tuple[Any, Any]], call: Call, *
     last = [chunk for chunk in chunks if not chunk["choices"]]
     with shaped("An event"):
         given = [(c["choices"][0].get("delta"), c["choices"][0].get("finish_reason")) for c in chunks if c["choices"]]
-    expect_equal(given, deltas, "The events (delta, finish_reason)")
+    expect_equal(given, deltas, "The list of events (delta, finish_reason)")
     expect_equal(len(last), int(usage), "How many events have no choices (the one with the usage, if it was asked for)")
     if usage:
-        expect_equal(chunks[-1].get("choices"), [], "The choices of the last event before [DONE]")
+        expect_equal(chunks[-1].get("choices"), [], "The field choices of the last event before [DONE]")
         counted = {"prompt_tokens": 10, "completion_tokens": 3, "total_tokens": 13}
         with shaped("The usage"):
             given_usage = {name: (last[0].get("usage") or {}).get(name) for name in counted}
@@ -322,12 +326,12 @@ def test_chat_client_leaves(submission):
         call.part(token("one"))
         expect_sent(exchange, "one", "the first token")
         exchange.hang_up()
-        aborted(engine, call, "after the client of a stream has gone")
+        aborted(engine, call, "after the client of a stream left")
         exchange = ask(service, stream=False)
         call = asked(engine)
         call.part(token("one"))
         exchange.hang_up()
-        aborted(engine, call, "after the client of an answer as a whole has gone")
+        aborted(engine, call, "after the client of an answer as a whole left")
 
 
 # ----------------------------------------------------------------------------------------------------------- ws_router
@@ -361,6 +365,16 @@ class Talk:
         except (ValueError, RecursionError):
             return text
 
+    def expect_nothing(self, what: str) -> None:
+        """Whatever the server has sent so far must be read already: it comes before the answer to a ping."""
+        from websockets.exceptions import ConnectionClosed
+
+        with contextlib.suppress(ConnectionClosed):
+            if not self._connection.ping().wait(self._submission.time_left()):
+                raise SubmissionFault("did not answer a ping in time: who reads the frames?", timeout=True)
+            with contextlib.suppress(TimeoutError):
+                fail(f"A frame came {what}.", value=self._connection.recv(timeout=0), expected="no frame")
+
     def expect(self, frame: Any, what: str) -> None:
         """The next frame must be this."""
         expect_equal(self.read(what), frame, f"The frame for {what}")
@@ -385,6 +399,13 @@ def test_ws_credits(submission):
         call.part(token("Hel"))
         client.expect({"type": "token", "text": "Hel"}, "the first token")
         call.part(token("lo"))
+        with talk(submission, service) as other:  # what the server does with "lo" is done when it has served another
+            other.send({"type": "start", "messages": CHAT, "credits": 1})
+            second = asked(engine, "ask the engine for another client while the first one has no credit")
+            second.result(token("x", "stop"))
+            other.expect({"type": "token", "text": "x"}, "another client's token")
+            other.expect({"type": "done", "finish_reason": "stop"}, "another client's end")
+        client.expect_nothing("after one token for one credit, before another credit was granted")
         client.send({"type": "credit", "n": 2})
         client.expect({"type": "token", "text": "lo"}, "the second token")
         call.part(token("!"))

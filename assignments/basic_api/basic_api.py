@@ -420,10 +420,12 @@ def serve_app(settings: dict[str, Any], engine: socket.socket, other: dict[str, 
 #
 # - A message is `{"role": ..., "content": ...}`: `role` is `system`, `user` or `assistant`, `content` a string; both
 #   required.
+# - `"stop": []` means no stop strings. Empty strings (`"stop": ""`, `"prompt": ""`) are not tested.
 # - **Types are strict**: `"n": "2"`, `"n": true` and `"temperature": "0"` are errors, as they are with OpenAI. By
 #   default pydantic would convert them (`True` becomes 1); `ConfigDict(strict=True)` stops that. An integer for a
 #   number (`"temperature": 1`) is fine. Whether `1.0` passes for an integer is not tested.
-# - **Python's JSON parser accepts `NaN`**, which no standard allows. The limits above must refuse it.
+# - **Python's JSON parser accepts `NaN`**, which no standard allows. The limits above must refuse it: pydantic's `ge`,
+#   `gt`, `le` and `lt` do; `if t < 0 or t > 2` does not, for both comparisons are false.
 # - **`null` means "not given"**, for all fields that are not required.
 # - Unknown fields are ignored: `"user": "ada"` is no error.
 #
@@ -516,7 +518,7 @@ except pydantic.ValidationError as error:
 # | `RequestValidationError` (b) | **400** | name of the field (c) | `null` | not empty |
 # | `ChatTemplateError` | 400 | `messages` | `null` | its text |
 # | `EngineOverloadedError` | 503, header `Retry-After` | `null` | `overloaded` | not empty, **without its text** |
-# | everything else, `EngineError` too | 500 | `null` | `internal_error` | one sentence for all, **without its text** |
+# | everything else, `EngineError` too | 500 | `null` | `internal_error` | a fixed sentence, **without its text** |
 #
 # (a) Such as the 404 of an unknown path and the 405 of a wrong method. (b) The body does not fit its schema, or is no
 # JSON. (c) Of the outermost field, where fields lie in fields or lists; `null` if it is about the whole body.
@@ -582,7 +584,7 @@ with TestClient(serve_errors(), raise_server_exceptions=False) as client:
 #
 # **Ids contain slashes**: `meta-llama/Meta-Llama-3-8B` is one id. The official client sends it as `%2F`, and the server
 # decodes that before routes are compared, so a plain `{id}`, which ends at a slash, never matches. Look up Starlette's
-# *path convertor*.
+# *path convertor*. (An empty id, and one with a newline, are not tested.)
 #
 # *Example.* With the default settings, `GET /v1/models/tiny/toy-1` and `GET /v1/models/tiny%2Ftoy-1` both give
 # `{"id": "tiny/toy-1", "object": "model", "created": 1760000000, "owned_by": "course"}`.
@@ -606,13 +608,13 @@ check("models_router")
 # `POST /v1/completions` takes a `CompletionRequest` and answers with a `Completion`:
 #
 # 1. Another `model` than the settings' is a 404 with `param="model"`, `code="model_not_found"`. `"stream": true` is a
-#    400 with `param="stream"`: what we cannot do yet, we refuse; to ignore it would leave the client waiting for a
-#    stream.
+#    400 with `param="stream"` and any `code`: what we cannot do yet, we refuse; to ignore it would leave the client
+#    waiting for a stream.
 # 2. `engine.encode` gives each prompt's token ids; what they leave of `max_model_len` is the `room`. If any prompt does
 #    not fit, the answer is the 400 of task 1, and **nothing is generated at all**. (These checks may come in any
 #    order.)
 # 3. `engine.generate` is called once for each prompt, with its token ids and the sampling parameters; it returns `n`
-#    outputs.
+#    outputs. (The prompts of one request may go to the engine side by side or in turn.)
 # 4. The choice of output $j$ for prompt $i$ has the index $i \cdot n + j$, and choices are in the order of their index.
 # 5. `usage` counts tokens: those of all prompts once each (not `n` times), those of all outputs, and their sum. A token
 #    is what the engine's lists of ids hold, one each. Words are something else.
@@ -690,24 +692,26 @@ check("chat_router")
 # - **a lifespan** (`FastAPI(lifespan=...)`, an async context manager; the older `on_event` is deprecated):
 #   `engine.load()` is called once and runs **in the background**, so that the server answers from its first moment;
 #   after the `yield`, loading that has not ended is cancelled, and `engine.close()` is called once, even if loading
-#   failed;
+#   failed (if the service ends before the task has begun, `load` is never called; that is fine);
 # - `GET /health`: always 200 with `{"status": "ok"}`, also while the model loads and if it failed to load;
 # - `GET /ready`: 200 with `{"status": "ready"}` once `load()` has returned; before, and if it raised, 503 with an
 #   OpenAI error body (`type` `server_error`, `code` `not_ready`);
 # - `POST /v1/completions` and `POST /v1/chat/completions` answer 503 (`not_ready`) as long as `/ready` does, whatever
 #   else may be wrong with the request's content; the engine is not asked. (A body that does not fit its schema may be a
-#   400 even then.)
+#   400 even then. `not_ready` needs no `Retry-After`, and what `/v1/models` answers meanwhile is not tested.)
 #
 # Why two endpoints? Kubernetes restarts a container whose *liveness* fails. A model that takes four minutes to load
 # would be restarted for ever if `/health` waited for it.
 #
 # **The OpenAPI document must tell the truth.** FastAPI writes `/openapi.json` from your code. By default it promises a
 # 422 with FastAPI's own body, which your service never sends, and no error at all beside it. Declare what you send:
-# status codes (or ranges, such as `"4XX"`) with `ErrorBody` as the model, for all paths under `/v1`, and for `/ready`;
-# the document must not mention 422. Answers with status 200 must have the schemas of the given models (`Completion`,
-# ...), which return annotations give you. Look at the parameter `responses` of `include_router` and of the decorators.
-# A hidden check lets schemathesis, a tool that makes requests from such documents, look for answers that yours does not
-# declare.
+# status codes (or ranges, such as `"4XX"`; one that hardly ever occurs does no harm) with `ErrorBody` as the model, for
+# all paths under `/v1`, and for `/ready`; the document must not mention 422. Answers with status 200 must have the
+# schemas of the given models (`Completion`, ...), which return annotations give you. Look at the parameter `responses`
+# of `include_router` and of the decorators. A hidden check lets schemathesis, a tool that makes requests from such
+# documents, look for answers that yours does not declare (with its checks `not_a_server_error`,
+# `status_code_conformance`, `content_type_conformance` and `response_schema_conformance`: about what you answer, not
+# about what you accept).
 #
 # Two apps in one process must not share anything: keep all state in variables of `create_app`, or in `app.state`.
 #

@@ -184,13 +184,17 @@ def test_chat_for_the_official_client(submission, rng):
                 fail(f"The official client cannot read the answer (stream {stream}): {type(error).__name__}: {error}")
             call = asked(engine)
             expect_equal(call.args.get("max_tokens"), most, "max_tokens, as the engine was asked")
-            expect_equal(call.args.get("messages"), CHAT, "The messages, as the engine was asked")
+            expect_equal(call.args.get("messages"), CHAT, "The list of messages, as the engine was asked")
             told = teller.told.get(call.args["request_id"], [("", None)])
             counted = (teller.prompt, len(told), teller.prompt + len(told))
             with shaped("The answer"):
                 read = official_whole if not stream else official_stream
                 read(got if not stream else chunks, call, told, counted, usage)
-        expect_equal(len({c.args["request_id"] for c in engine.calls("generate")}), 12, "Different ids of 12 answers")
+        expect_equal(
+            len({c.args["request_id"] for c in engine.calls("generate")}),
+            12,
+            "The number of different ids of 12 answers",
+        )
         expect_equal(len(engine.calls("abort")), 0, "How often engine.abort was called for answers that ended")
 
 
@@ -210,13 +214,13 @@ def official_stream(chunks: list[Any], call: Call, told: list[Any], counted: tup
     texts = [part.delta.content for part in parts]
     expect_equal(texts[0], "", "The content of the first event, which carries the role,")
     expect_equal([part.delta.role for part in parts].count("assistant"), 1, "How many events have the role")
-    expect_equal([text for text in texts if text], [text for text, _ in told if text], "The texts of the tokens")
+    expect_equal([text for text in texts if text], [text for text, _ in told if text], "The list of the tokens' texts")
     expect_equal([part.finish_reason for part in parts][-1], told[-1][1], "The finish reason of the last event")
-    expect_equal({part.finish_reason for part in parts[:-1]}, {None}, "The finish reasons of all other events")
+    expect_equal({part.finish_reason for part in parts[:-1]}, {None}, "The set of finish reasons of all other events")
     usages = [chunk.usage for chunk in chunks if chunk.usage]
     given_all = [(each.prompt_tokens, each.completion_tokens, each.total_tokens) for each in usages]
-    expect_equal(given_all, [counted] if usage else [], "The usages in the stream")
-    expect_equal({chunk.id for chunk in chunks}, {call.args["request_id"]}, "The ids of the events")
+    expect_equal(given_all, [counted] if usage else [], "The list of usages in the stream")
+    expect_equal({chunk.id for chunk in chunks}, {call.args["request_id"]}, "The set of the events' ids")
 
 
 def test_chat_side_by_side(submission, rng):
@@ -264,7 +268,7 @@ def test_chat_engine_fails(submission, rng):
                     fail(f"{what} must end with an error event and [DONE].", value=found[-2:])
                 with shaped("An event"):
                     reasons = [choice["finish_reason"] for event in found[:-2] for choice in event["choices"]]
-                expect_equal(set(reasons), {None}, f"{what}: the finish reasons before the error")
+                expect_equal(set(reasons), {None}, f"{what}: the set of finish reasons before the error")
             else:
                 body = expect_status(exchange, 500, what)
                 with shaped("The error"):
@@ -289,7 +293,7 @@ def test_chat_leaves_at_any_time(submission):
             exchange.hang_up()
             aborted(engine, call, f"when the client leaves before the first token of {kind}")
             first = ask(service, stream=stream, text="first")
-            call = asked(engine, f"ask the engine, after a client left before the first token of {kind},")
+            call = asked(engine, f"ask the engine, after a client left before the first token of {kind}")
             leaver = ask(service, stream=stream, text="leaver")
             pause(service)
             leaver.hang_up()
@@ -333,16 +337,16 @@ def test_chat_slots(submission):
         expect_equal(len(engine.calls("generate")), 1, "How many requests are at the engine, with one slot,")
         finish(call)
         holder.body()
-        finish(asked(engine, "ask the engine for the request that waited, when the one before it had ended,"))
+        finish(asked(engine, "ask the engine for the request that waited, once the one before it had ended"))
         waiter.body()
         for _ in range(8):  # the first token and the client's leaving come together
             exchange = ask(service, text="hasty")
-            call = asked(engine, "ask the engine again after a client left just as its stream began:")
+            call = asked(engine, "ask the engine again after a client left just as its stream began")
             call.part(token("one"))
             exchange.hang_up()
             aborted(engine, call, "after a client left just as its stream began")
         exchange = ask(service, stream=False, text="normal")
-        finish(asked(engine, "ask the engine again after clients left just as their streams began:"))
+        finish(asked(engine, "ask the engine again after clients left just as their streams began"))
         expect_status(exchange, 200, "An answer after all of that")
 
 
@@ -384,6 +388,13 @@ def test_ws_never_without_credit(submission):
             finish(asked(engine), "all")
             client.expect({"type": "token", "text": "all"}, "a last token with a text")
             client.expect({"type": "done", "finish_reason": "stop"}, "the end after it")
+        with talk(submission, service) as client:
+            client.send(start(0))
+            finish(asked(engine), "all")
+            pause(service)
+            client.send({"type": "cancel"})
+            client.expect({"type": "cancelled"}, "cancel, when the last token waits for a credit")
+        expect_equal(len(engine.calls("abort")), 1, "How often engine.abort was called, for one of four requests,")
 
 
 def test_ws_cancel_and_leave(submission):
@@ -494,7 +505,7 @@ def test_job_deleted(submission):
     with served(submission, "serve_jobs") as (service, engine):
         names = [begin_job(service, max_tokens=number + 1) for number in range(3)]
         calls = {call.args["request_id"]: call for call in (asked(engine) for _ in names)}
-        expect_equal(set(calls), set(names), "The engine's request_ids of three jobs")
+        expect_equal(set(calls), set(names), "The set of the engine's request_ids of three jobs")
         calls[names[0]].part(token("one"))
         watch(service, names[0], "text", "one")
         expect_equal(delete(service, names[0]), 204, "The status of a DELETE of a running job")

@@ -105,19 +105,23 @@ def test_schema_defaults(submission):
     base = {"n": 1, "temperature": 1.0, "top_p": 1.0, "stop": [], "seed": None}
     request = submission.CompletionRequest(model="m", prompt="Hi")
     got = request.sampling_params(100).as_dict()
-    expect_equal(got, {**base, "max_tokens": 16}, "Parameters of a completion with a prompt only")
+    expect_equal(got, {**base, "max_tokens": 16}, "What sampling_params gives for a completion with a prompt only")
     got = submission.ChatCompletionRequest(model="m", messages=CHAT).sampling_params(100).as_dict()
-    expect_equal(got, {**base, "max_tokens": 100}, "Parameters of a chat with messages only, and room for 100 tokens")
+    expect_equal(
+        got,
+        {**base, "max_tokens": 100},
+        "What sampling_params gives for a chat with messages only, and room for 100 tokens",
+    )
     request = submission.CompletionRequest(model="m", prompt="Hi", stop="\n", user="ada", n=None)
     got = request.sampling_params(16).as_dict()
-    what = "Parameters of a completion with one stop string, an unknown field, and null for n"
+    what = "What sampling_params gives for a completion with one stop string, an unknown field, and null for n"
     expect_equal(got, {**base, "max_tokens": 16, "stop": ["\n"]}, what)
 
 
 def test_schema_limits(submission):
     """Values that are out of range are refused, and the limits themselves are allowed.
 
-    Hint: pydantic's Field has ge, gt, le, lt, min_length and max_length.
+    Hint: pydantic's Field has ge, gt, le, lt, min_length and max_length; what keeps it from making 2 of "2" is strict.
     """
     completion, chat = {"model": "m", "prompt": "Hi"}, {"model": "m", "messages": CHAT}
     for name, fields in (("CompletionRequest", completion), ("ChatCompletionRequest", chat)):
@@ -211,13 +215,13 @@ def expect_choices(got: Any, expected: list[tuple[int, str, str]], text_of: Any)
     if type(choices) is not list or any(type(choice) is not dict for choice in choices):
         fail("choices must be a list of objects.", value=choices, expected="[{...}, ...]")
     found = [(choice.get("index"), text_of(choice), choice.get("finish_reason")) for choice in choices]
-    expect_equal(found, expected, "The choices (index, text, finish_reason)")
+    expect_equal(found, expected, "The list of choices (index, text, finish_reason)")
 
 
 def expect_id(got: Any, prefix: str) -> None:
     """`id` and `created` must be what they are called."""
     if type(got.get("id")) is not str or not got["id"].startswith(prefix) or len(got["id"]) < len(prefix) + 4:
-        fail("The id is not what it should be.", value=got.get("id"), expected=f"{prefix}..., different each time")
+        fail("The id is wrong.", value=got.get("id"), expected=f"{prefix}..., different each time")
     if type(got.get("created")) is not int:
         fail("created must be whole seconds.", value=got.get("created"), expected="an int")
 

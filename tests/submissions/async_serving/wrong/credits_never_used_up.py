@@ -1,6 +1,6 @@
 """Looks whether there was ever a credit.
 
-fails: test_ws_never_without_credit test_ws_cancel_and_leave
+fails: test_ws_credits test_ws_never_without_credit test_ws_cancel_and_leave
 """
 
 

@@ -1,6 +1,6 @@
 """Answers a request for a stream with no stream.
 
-fails: test_completion_refusals test_chat_for_the_official_client
+fails: test_completion_refusals test_app_errors test_chat_for_the_official_client
 """
 
 
