@@ -547,8 +547,9 @@ for note in play(
 # asked until the answer has ended in whatever way. `model` in the answer is the settings'. (Requests for another model
 # are not tested, neither here nor in task 5.)
 #
-# An engine *is asked* by `generate`, not by `count`, which you may call whenever you need it. An answer *has ended*
-# with the token that has a `finish_reason`, or with an error: one of the two always comes, unless you abort.
+# An engine *is asked* by `generate`, not by `count`, which you may call whenever you need it (its `EngineError` counts
+# like any other). An answer *has ended* with the token that has a `finish_reason`, or with an error: one of the two
+# always comes, unless you abort.
 #
 # **As a whole** (`stream` false): status 200 with `{"id", "object": "chat.completion", "created", "model", "choices":
 # [{"index": 0, "message": {"role": "assistant", "content"}, "finish_reason"}], "usage"}`. `usage` has `prompt_tokens`
@@ -577,7 +578,7 @@ for note in play(
 #
 # | what | before the first token | after it (stream) |
 # |---|---|---|
-# | `EngineError` (of `count` too) | 500, code `internal_error`, without the error's text | such a body as an event, then `data: [DONE]` |
+# | `EngineError` | 500, code `internal_error`, without the error's text | such a body as an event, then `data: [DONE]` |
 # | `Overloaded` | 503, code `overloaded`, header `Retry-After: 1` | |
 #
 # The bodies are made by `error_body(message, code=...)`; the event is `data: {"error": {...}}`.

@@ -119,7 +119,9 @@ def test_a_token_is_read_before_the_next_one_exists(service: Service, engine: Sc
 def test_what_is_never_asked_is_a_fault_in_time(engine: ScriptedEngine) -> None:
     """Waiting for a request that never comes ends as the submission's time-out."""
     began = time.monotonic()
-    with pytest.raises(SubmissionFault, match="did not do in time what it should: ask the engine to generate") as caught:
+    with pytest.raises(
+        SubmissionFault, match="did not do in time what it should: ask the engine to generate"
+    ) as caught:
         engine.next("generate")
     assert caught.value.timeout
     assert time.monotonic() - began < CALL_S + 5
