@@ -92,10 +92,15 @@ def fail(message: str, *, value: Any = _NOTHING, expected: str | None = None) ->
     raise CheckFailed(message, None if value is _NOTHING else show(value), expected)
 
 
+def _wrong(what: str, how: str, value: str, expected: str) -> NoReturn:
+    """End the check: `what` (in whatever number, perhaps ending in a comma) is wrong, and `how`."""
+    raise CheckFailed(f"{what.rstrip(',')}: {how}{'' if how.endswith('?') else '.'}", value, expected)
+
+
 def expect_type(value: Any, kind: type, what: str) -> None:
     """`value` must be exactly of `kind`: a bool is no int, an int no float."""
     if type(value) is not kind:
-        raise CheckFailed(f"{what} is of the wrong type.", f"{show(value)} ({_type_name(value)})", kind.__name__)
+        _wrong(what, "wrong type", f"{show(value)} ({_type_name(value)})", kind.__name__)
 
 
 def expect_equal(value: Any, expected: Any, what: str) -> None:
@@ -104,17 +109,17 @@ def expect_equal(value: Any, expected: Any, what: str) -> None:
         return
     given, wanted = _type_name(value), type(expected).__name__
     if value is None:
-        fail(f"{what} is None. Is a `return` missing?", value=None, expected=show(expected))
+        _wrong(what, "None. Is a `return` missing?", "None", show(expected))
     if given != wanted:
-        raise CheckFailed(f"{what} is of the wrong type.", f"{show(value)} ({given})", f"{show(expected)} ({wanted})")
-    fail(f"{what} is not what it should be.", value=value, expected=show(expected))
+        _wrong(what, "wrong type", f"{show(value)} ({given})", f"{show(expected)} ({wanted})")
+    _wrong(what, "wrong", show(value), show(expected))
 
 
 def expect_close(value: Any, expected: float, what: str, *, rel: float = 1e-9) -> None:
     """`value` must be a finite float within `rel` of `expected`."""
     expect_type(value, float, what)
     if not (math.isfinite(value) and math.isclose(value, expected, rel_tol=rel)):
-        fail(f"{what} is not what it should be.", value=value, expected=show(expected))
+        _wrong(what, "wrong", show(value), show(expected))
 
 
 def expect_raises(

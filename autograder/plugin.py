@@ -10,7 +10,7 @@ import inspect
 import random
 import re
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Container, Iterator, Sequence
 from pathlib import Path
 
 import platformdirs
@@ -272,14 +272,12 @@ class JudgePlugin:
 
     def _describe(self, error: SubmissionRaised, task: str) -> str:
         """What the submission raised, in a sentence, with the line of the student's code."""
-        cell, number, line = error.lines[-1] if error.lines else (task, 0, "")
-        other = cell if cell != task and cell in self.content.answers and cell != HELPERS else None
+        own = [each for each in error.lines if each[0] in self.content.answers]
+        cell = (own or error.lines or [(task, 0, "")])[-1][0]
+        other = cell if cell != task and own and cell != HELPERS else None
         if error.type_name == "NotImplementedError":
             return f"Your code calls {other}, which is not implemented yet." if other else NOT_IMPLEMENTED
-        where = ""
-        if error.lines:
-            where = f" (cell {cell}, line {number}: {line})"
-        text = f"Your code raised {error.type_name}: {error.text}{where}".strip()
+        text = f"Your code raised {error.type_name}: {error.text}{where(error.lines, self.content.answers)}".strip()
         if other:
             text += f" — that is in {other}, which this task calls"
         if error.name and error.name in self.running.load_errors:
@@ -298,6 +296,16 @@ class JudgePlugin:
         elif self.blame.worker and ("MemoryError" in error.mro or "allocate memory" in error.text):
             text += f" — the limit is {self.blame.worker.limits.memory_bytes / GIB:.1f} GiB of memory"
         return text
+
+
+def where(lines: Sequence[tuple[str, int, str]], own: Container[str]) -> str:
+    """The last line of the student's `own` cells, and the line of a given cell where that ended. Empty if none is known."""
+    mine = [each for each in lines if each[0] in own]
+    shown = [(mine or lines)[-1]] if lines else []
+    if mine and lines[-1] != mine[-1]:
+        shown.append(lines[-1])
+    texts = [f"cell {cell}, line {number}: {line}" for cell, number, line in shown]
+    return f" ({'; raised in the given '.join(texts)})" if texts else ""
 
 
 class _Hooks:
