@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import pytest
 
 from autograder.checks import CheckFailed, expect_close, expect_equal, expect_type
@@ -25,12 +27,13 @@ def test_an_exception_out_of_a_given_cell_shows_the_students_line() -> None:
 def test_what_is_wrong_is_told_in_any_number(what: str) -> None:
     """One form serves one thing and several, and a clause that ends in a comma."""
     told = []
-    for expect in (
+    wrong: tuple[Callable[[], object], ...] = (
         lambda: expect_equal(1, 2, what),
         lambda: expect_close(1.0, 2.0, what),
         lambda: expect_equal(None, 2, what),
         lambda: expect_type(1, str, what),
-    ):
+    )
+    for expect in wrong:
         with pytest.raises(CheckFailed) as caught:
             expect()
         told.append(caught.value.message.removeprefix(what.rstrip(",")))
