@@ -110,7 +110,7 @@ def check(
             title = f"{each.task}: {feedback.points_of(each.points, each.max_points)}"
             rows = feedback.rows(found.assignment, found.findings, each.task)
             if all(row.untried for row in rows) and task is None:
-                console.print(f"{title}, {_('not implemented yet')}", highlight=False)
+                console.print(_("{title}, not implemented yet").format(title=title), highlight=False)
             else:
                 console.print(feedback.table(title, rows))
         points, most = sum(each.points for each in found.tasks), sum(each.max_points for each in found.tasks)

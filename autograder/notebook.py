@@ -57,7 +57,7 @@ class Shown:
             text.writelines(_("Note: {remark}").format(remark=note) + "\n" for note in self.notes)
             for task in self.found.tasks:
                 points = feedback.points_of(task.points, task.max_points)
-                title = f"{task.task}: {points}, " + _("read {what}").format(what=self.found.read)
+                title = f"{task.task}: " + _("{points}, read {what}").format(points=points, what=self.found.read)
                 rows = feedback.rows(self.found.assignment, self.found.findings, task.task)
                 console.print(feedback.table(title, rows))
         return text.getvalue()

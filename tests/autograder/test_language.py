@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import re
 import shutil
 import subprocess
@@ -83,6 +84,20 @@ def test_what_is_wrong_with_a_catalogue_is_told(change: object, complaint: str, 
     assert path.read_text(encoding="utf-8") != before
     (said,) = catalogues.complaints(path, "zh_TW", list(catalogues.of_framework()))
     assert complaint in said
+
+
+def test_no_text_is_marked_where_nobody_looks() -> None:
+    """Every text that a module gives to gettext is found by the extraction, which does not look into f-strings."""
+    found = {
+        each for text in catalogues.of_framework() for each in ([text.id] if isinstance(text.id, str) else text.id)
+    }
+    for path in Path(language.__file__).parent.glob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.Call) and getattr(node.func, "id", "") in ("_", "N_", "ngettext"):
+                marked = {
+                    each.value for each in node.args if isinstance(each, ast.Constant) and type(each.value) is str
+                }
+                assert marked <= found, f"{path.name}: {marked}"
 
 
 def test_a_release_holds_no_text_of_a_hidden_check() -> None:

@@ -49,6 +49,23 @@ def test_the_cell_shows_the_same_table_as_the_command(tmp_path: Path) -> None:
     assert sentence in data["text/html"]
 
 
+def test_a_cell_can_choose_the_language(tmp_path: Path) -> None:
+    """After `%env LANGUAGE=zh_TW`, as the release's README says, the table and the course's sentences are Chinese."""
+    made = fetched(tmp_path / NAME, corpus.stub(NAME).answers)
+    made.cells.insert(0, nbformat.v4.new_code_cell("%env LANGUAGE=zh_TW"))
+    data = execute(tmp_path / NAME, made)
+    for part in (
+        "尚未實作。",
+        "每一層為每個 KV head 存放一個 key",
+        "✗ 未通過",
+        'lang="zh-TW"',
+        "讀取了 kv_cache.ipynb",
+    ):
+        assert part in data["text/html"]
+    assert "公開檢查 0／3 分" in data["text/plain"]
+    assert "Each layer stores" not in data["text/html"] + data["text/plain"]
+
+
 def test_a_cell_that_was_run_and_not_saved_is_checked(tmp_path: Path) -> None:
     """The file still holds the stub, saved before the kernel was started: what was run since is what counts."""
     made = fetched(tmp_path / NAME, corpus.reference(NAME).answers)
