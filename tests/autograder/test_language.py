@@ -11,8 +11,9 @@ from pathlib import Path
 
 import pytest
 
-from autograder import catalogues, feedback, grade, language, selfcheck, suite
+from autograder import catalogues, course, feedback, grade, language, selfcheck, suite
 from autograder.catalogues import Text
+from autograder.feedback_export import StudentPageExporter
 from autograder.finding import Finding, Outcome
 from autograder.language import FIELD, LOCALE, SAID, Language, LanguageError, Template
 from autograder.spec import Check
@@ -205,6 +206,19 @@ def test_a_language_that_is_not_here_is_refused_by_name() -> None:
         language.chosen("tlh")
     with pytest.raises(LanguageError, match="'tlh'"):
         language.load("tlh")
+
+
+def test_a_course_has_a_language_for_its_pages(tmp_path: Path) -> None:
+    """What `configure` was given reaches nbgrader's exporter and the command `report`; an unknown one is refused by name."""
+    config = tmp_path / course.CONFIG
+    text = "from autograder.course import configure\nconfigure(get_config(), language={!r})\n"
+    for given, wanted in (("zh-Hant", "zh_TW"), ("en", "en")):
+        config.write_text(text.format(given), encoding="utf-8")
+        assert course.language(tmp_path) == wanted
+        assert StudentPageExporter(config=course.load_config(tmp_path)).language == wanted
+    config.write_text(text.format("tlh"), encoding="utf-8")
+    with pytest.raises(course.CourseError, match="'tlh'"):
+        course.language(tmp_path)
 
 
 def test_a_damaged_catalogue_is_told_with_a_way_out(tmp_path: Path) -> None:
