@@ -58,6 +58,7 @@ def configure(config: Any, isolation: str = "sandbox", public_key: str = "", lan
     config.Autograde.sanitize_preprocessors = preprocessors.SANITIZE
     config.Autograde.autograde_preprocessors = preprocessors.AUTOGRADE
     config.StudentPageExporter.language = languages.chosen(language)
+    config.NotebookExporter.optimistic_validation = True  # of a notebook, after all preprocessors: not after each one
     config.GenerateFeedback.exporter_class = feedback_export.StudentPageExporter
 
 

@@ -13,7 +13,7 @@ import shlex
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from nbgrader.api import Gradebook, MissingEntry
 from nbgrader.preprocessors import AssignLatePenalties
@@ -26,6 +26,7 @@ from autograder import build, course, feedback, intake, results
 from autograder.grade import Score
 from autograder.grading import Graded
 from autograder.results import Result
+from autograder.spread import WorkFailed, spread
 
 if TYPE_CHECKING:
     from autograder.signing import PublicKey
@@ -45,6 +46,8 @@ __all__ = [
 
 CELL = "check_"
 """Prefix of the grade cells' ids; the rest is the task."""
+BUSY = r"locked|lock timeout|deadlock"
+"""What a database says that somebody else works with."""
 # PostgreSQL waits for ever for what somebody else has locked; SQLite gives up after 5 s.
 os.environ.setdefault("PGOPTIONS", "-c lock_timeout=10s")
 # nbgrader tells this logger what we tell in a sentence; without any handler Python would print it.
@@ -144,11 +147,7 @@ def _usable(folder: Path) -> Iterator[None]:
 
 def _mend(why: str) -> str:
     """What to do about what a database said."""
-    remedy = (
-        "close what else works with the gradebook"
-        if re.search(r"locked|lock timeout|deadlock", why)
-        else "make room or mend the gradebook"
-    )
+    remedy = "close what else works with the gradebook" if re.search(BUSY, why) else "make room or mend the gradebook"
     return f"Results are stored: {remedy}, then run the same command again."
 
 
@@ -201,38 +200,60 @@ def enter(
     signer: PublicKey | None = None,
     force: bool = False,
     keep_reviews: bool = False,
+    processes: int = 1,
 ) -> None:
-    """Run nbgrader's own autograde for every grade that the gradebook does not hold yet.
+    """Run nbgrader's own autograde for every grade that the gradebook does not hold yet, in so many `processes` at once.
 
-    `done` gets each in turn and says whether to go on. Withheld grades, those made below the level `isolation` and those
-    not signed by `signer` (or by the course's own key) are not entered. An interrupted run leaves whole students only.
+    `done` gets each as it is entered and says whether to go on. Withheld grades, those made below the level `isolation` and
+    those not signed by `signer` (or by the course's own key) are not entered. An interrupted run leaves whole students only.
     nbgrader asks for a review of every manual score whenever it grades; with `keep_reviews` it asks as it did before.
     Raises `CourseError` when the gradebook takes nothing.
     """
-    api = course.api(folder, isolation, signer)
     state = recorded(folder, name)
+    fresh: list[str] = []
     for each in graded:
         if each.score is None or each.result is None or each.score.withheld:
             continue
-        if not force and _holds(folder, name, each.result, each.score, state.get(each.student)):
-            entered = Entered(each.student, fresh=False)
-        elif problem := _obstacle(folder / "submitted" / each.student / name, name):
-            entered = Entered(each.student, fresh=True, problem=problem)
-        else:
-            with build.quiet_nbgrader() as log:
-                outcome = api.autograde(name, each.student, force=True)
-            problem = (
-                ""
-                if outcome["success"]
-                else _reason(f"{outcome.get('log', '')}{log.getvalue()}{outcome.get('error', '')}")
-            )
-            if problem:
-                _try_writing(folder)  # else every other student would wait for the same
-            elif keep_reviews and each.student in state:
-                _keep_reviews(folder, name, state[each.student], each.student)
-            entered = Entered(each.student, fresh=True, problem=problem)
-        if not done(entered):
-            break
+        if force or not _holds(folder, name, each.result, each.score, state.get(each.student)):
+            fresh.append(each.student)
+        elif not done(Entered(each.student, fresh=False)):
+            return
+    api = course.api(folder, isolation, signer)
+
+    def work(number: int) -> str:
+        before = state.get(fresh[number]) if keep_reviews else None
+        return _enter_one(api, folder, name, fresh[number], before)
+
+    again: list[str] = []
+    try:
+        with contextlib.closing(spread(len(fresh), work, processes)) as found:
+            for number, problem in found:
+                if problem and processes > 1 and re.search(BUSY, problem):
+                    again.append(fresh[number])  # some other process of ours may have been the reason
+                elif not done(Entered(fresh[number], fresh=True, problem=problem)):
+                    return
+    except WorkFailed as error:
+        raise course.CourseError(str(error)) from None
+    for student in again:
+        if not done(Entered(student, fresh=True, problem=work(fresh.index(student)))):
+            return
+
+
+def _enter_one(api: Any, folder: Path, name: str, student: str, before: Recorded | None) -> str:
+    """Enter one grade, with the marks for review as `before` if that is given; gives what kept it from being entered.
+
+    Raises `CourseError` when the gradebook takes nothing.
+    """
+    if problem := _obstacle(folder / "submitted" / student / name, name):
+        return problem
+    with build.quiet_nbgrader() as log:
+        outcome = api.autograde(name, student, force=True)
+    if not outcome["success"]:
+        _try_writing(folder)  # else every other student would wait for the same
+        return _reason(f"{outcome.get('log', '')}{log.getvalue()}{outcome.get('error', '')}")
+    if before:
+        _keep_reviews(folder, name, before, student)
+    return ""
 
 
 def _keep_reviews(folder: Path, name: str, before: Recorded, student: str) -> None:

@@ -106,6 +106,8 @@ def run_mutants(
     ):
         grader = Grader(loaded, sandbox, folder, workers=workers)
         grader.warm_up()
+        progress.activities = grader.activities
+        grader.watch(progress.tick)
 
         def done(each: Graded) -> None:
             mutant = tried[each.student]

@@ -10,6 +10,7 @@ that is no number scores full points; more points than the maximum abort the stu
 
 from __future__ import annotations
 
+import json
 import math
 import subprocess
 import sys
@@ -180,5 +181,22 @@ def _own(cell: Any) -> Any:
     return cell
 
 
-SANITIZE = [RestoreRelease, ClearOutput, DeduplicateIds, OverwriteKernelspec, OverwriteCells, CheckCellMetadata]
-AUTOGRADE = [EnterResults, SaveAutoGrades, AssignLatePenalties, CheckCellMetadata]
+class CheckMetadata(CheckCellMetadata):
+    """nbgrader's check of its metadata, which is a quarter of an import's time: once for what all notebooks have alike.
+
+    `RestoreRelease` gives each the same cells, and cells of the student's own have no metadata.
+    """
+
+    _checked = ""
+    """What was right last time."""
+
+    def preprocess(self, nb: Any, resources: Any) -> tuple[Any, Any]:
+        known = json.dumps([cell.metadata.get("nbgrader") for cell in nb.cells if "nbgrader" in cell.metadata])
+        if known != CheckMetadata._checked:
+            nb, resources = super().preprocess(nb, resources)
+            CheckMetadata._checked = known
+        return nb, resources
+
+
+SANITIZE = [RestoreRelease, ClearOutput, DeduplicateIds, OverwriteKernelspec, OverwriteCells, CheckMetadata]
+AUTOGRADE = [EnterResults, SaveAutoGrades, AssignLatePenalties, CheckMetadata]

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence, Set
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from rich.console import Console
@@ -95,6 +95,10 @@ def replay(files: Sequence[Path], start: Path | None, isolation: str, steps: Ste
         grader = Grader(loaded, sandbox, scratch, workers=min(len(jobs), run.cores()), tier=run.tier_of(loaded))
         grader.warm_up()
         with steps.step(f"judging {names[0]} again", len(jobs)) as progress:
+            progress.activities = lambda: [
+                replace(each, student=then[int(each.student)].student) for each in grader.activities()
+            ]
+            grader.watch(progress.tick)
 
             def done(each: Graded) -> None:
                 now[each.student] = each

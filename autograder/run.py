@@ -35,6 +35,10 @@ if TYPE_CHECKING:
 __all__ = ["CorpusRun", "CourseRun", "cores", "grade_corpus", "grade_course", "level_of", "print_grades", "sandbox_for"]
 
 
+ENTERING = 4
+"""How many processes at most enter grades: SQLite lets one of them write at a time."""
+
+
 @dataclass(frozen=True)
 class CourseRun:
     """What a grading run came to."""
@@ -165,8 +169,9 @@ def grade_course(
                     return not stopped
 
                 gradebook.enter(
-                    folder, name, due, word, entered_one, signer=signer, force=force, keep_reviews=agree is not None
-                )
+                    folder, name, due, word, entered_one, signer=signer, force=force, keep_reviews=agree is not None,
+                    processes=min(workers or cores(), ENTERING),
+                )  # fmt: skip
     return CourseRun(
         name=name,
         tasks=tuple(task.name for task in loaded.assignment),

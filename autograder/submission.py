@@ -12,6 +12,7 @@ import json
 import stat
 from collections.abc import Iterable
 from dataclasses import dataclass, field
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -233,7 +234,7 @@ def _select(file: str, about: dict[str, Any], code: list[_Cell], manifest: Manif
     return Submission(file, answers, missing, tuple(review), tuple(remarks), elsewhere, rest)
 
 
-def _definitions(cells: Iterable[_Cell]) -> dict[int, set[str]]:
+def _definitions(cells: Iterable[_Cell]) -> dict[int, frozenset[str]]:
     """Names that cells bind at their top level, by number of the cell, as far as parsing them is affordable."""
     found, parsed = {}, 0
     for cell in cells:
@@ -243,14 +244,15 @@ def _definitions(cells: Iterable[_Cell]) -> dict[int, set[str]]:
     return found
 
 
-def defined(source: str) -> set[str]:
+@lru_cache(maxsize=256)  # a class has the course's own cells in common, and each submission is read several times
+def defined(source: str) -> frozenset[str]:
     """Names that a cell binds at its top level; none if it does not parse, or is too long to be parsed."""
     if len(source) > MAX_PARSED:
-        return set()
+        return frozenset()
     try:
         tree = ast.parse(source)
     except (SyntaxError, ValueError, RecursionError, MemoryError):
-        return set()
+        return frozenset()
     names = set()
     for node in tree.body:
         if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef):
@@ -261,4 +263,4 @@ def defined(source: str) -> set[str]:
             names.update(
                 part.id for part in ast.walk(node) if isinstance(part, ast.Name) and isinstance(part.ctx, ast.Store)
             )
-    return names
+    return frozenset(names)

@@ -1,7 +1,7 @@
-"""A suite's checks beside the student's code: the setup cell of the ordinary nbgrader course of `throughput.py`.
+"""A suite's checks beside the student's code: the setup cell of the ordinary courses of `throughput.py`.
 
 The text of this file goes into the notebook. The kernel then does in plain Python what judge and worker do over the
-wire: calls are made, what student code raises becomes `SubmissionRaised`, lists are handed over as copies.
+wire: calls are made, what student code raises becomes `SubmissionRaised`, lists and tensors are handed over as copies.
 """
 
 from __future__ import annotations
@@ -56,19 +56,31 @@ def _call(function: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
 
 
 def _give(value: Any) -> Any:
+    """As a check gets it."""
     if type(value) in PLAIN:
         return value
     if type(value) in (list, tuple):
         return type(value)(map(_give, value))
+    if type(value) is dict:
+        return {key: _give(part) for key, part in value.items()}
+    if type(value).__name__ == "Tensor":
+        return value.detach().clone()
     return InKernel(lambda name: getattr(value, name), value)
 
 
 def _take(value: Any) -> Any:
+    """As the submission gets it."""
     if type(value) in (list, tuple):
         return type(value)(map(_take, value))
     if type(value) is dict:
         return {key: _take(part) for key, part in value.items()}
-    return value._value if isinstance(value, InKernel) else value
+    if type(value).__name__ == "Tensor":
+        return value.clone()
+    if isinstance(value, InKernel):
+        return value._value
+    if callable(value):
+        return lambda *args, **kwargs: _take(value(*_give(args), **_give(kwargs)))
+    return value
 
 
 def add_module(name: str, source: str) -> types.ModuleType:

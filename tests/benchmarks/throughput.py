@@ -1,205 +1,66 @@
-"""How fast a class is graded: `autograder grade` against the same checks as ordinary cells of a stock nbgrader course.
+"""How fast a class is graded: `autograder grade` against stock nbgrader and otter-grader with the same checks.
 
-    python tests/benchmarks/throughput.py [--quick] [--json] [--submissions 40]
+    python tests/benchmarks/throughput.py [--quick] [--json] [--submissions 40] [--stock 40] [--otter 40] [--scale 200 1000]
 
-Two courses are made in a temporary folder. In ours, `autograder grade kv_cache` judges and enters a class of right,
-wrong and unfinished submissions, no two alike, with one worker and with one per core. In the other, stock
-`nbgrader autograde` grades the same class: one kernel per submission, torch and transformers imported, one cell per
-check, the suite's text in a setup cell. Commands alternate (cores, stock, one, one, stock, cores), so that a machine
-that slows down favours nobody. Figures count whole commands, warm-up included, unless they say otherwise.
+The class (`generated_class.py`) has right, wrong and unfinished submissions of `kv_cache`, no two alike. Ours grades and
+enters all of it, with one worker and with one per core. Stock `nbgrader autograde` grades some of the same submissions: one
+kernel each, torch and transformers imported, one cell per check. So does otter-grader: `otter grade` needs Docker for more
+than one at a time; this is `otter.api.grade_submission`, which its containers run, in a pool of a process per core, and
+otter enters nothing anywhere. Commands alternate (cores, stock, otter, one, one, otter, stock, cores), so that a machine that
+slows down favours nobody. Figures count whole commands, warm-up included, unless they say otherwise. CPU time per submission
+is beside them: on a busy machine wall time says little, as two processes of ours get twice the share of one of theirs.
 
-Kind to nbgrader: cells for prose, plots and experiments are left out of its notebooks, and calls are made directly.
-Both sides give every submission the same points on every check, or the script fails.
-Not covered: collecting, feedback, GPUs, endless loops (stock has no limit per call), stock spread over processes.
-`--quick` takes few submissions and one round, and projects both sides to the full class.
+Equal checks: all three give every compared submission the same points on every check of the suite, or the script fails. Both
+others take as long for the thousandth submission as for the first (one process each), so few of theirs are enough for a rate.
+
+`--scale` grades larger classes by us alone, one submission in twenty a copy of another, with the CPU time and memory of all
+processes: time must grow with the class, memory must not. `estimate.py` makes of these figures what 10,000 would take.
+Not covered: collecting, feedback, GPUs, endless loops (the others have no limit per call), nbgrader spread over processes.
+`--quick` takes few submissions and one round, and projects all sides to the full class.
 """
 
 from __future__ import annotations
 
 import argparse
-import ast
 import json
 import os
+import platform
 import re
 import shutil
 import statistics
-import subprocess
-import sys
 import tempfile
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any
 
-import nbformat
-from nbformat.v4 import new_code_cell, new_notebook
+from generated_class import (  # type: ignore[import-not-found]
+    NAME,
+    OTTER_LOOP,
+    Class,
+    otter_course,
+    our_course,
+    stock_course,
+    submissions,
+)  # fmt: skip
+from watched import CORES, Watched, watch  # type: ignore[import-not-found]
 
-from autograder import build, corpus, course, gradebook, results, suite
+from autograder import gradebook, results, suite
 from autograder.finding import Outcome
 from autograder.remote import RunningSubmission
 from autograder.results import Result
 from autograder.sandbox import Limits, best_sandbox
+from gpu_env import device
 
-NAME = "kv_cache"
-CLASS = "RWRURWRURW"
-"""A class in tens: right, wrong, unfinished."""
-SLOW = "test_length_of_huge_limit"
-"""Who fails this check counts up to 10**9, which only we stop."""
 QUICK = 6
-ROUND = ["cores", "stock", "one"]
-CORES = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-STOCK_CONFIG = 'c = get_config()\nc.CourseDirectory.course_id = "stock"\nc.ExecutePreprocessor.timeout = 300\n'
-STOCK_SETUP = "import torch\nimport transformers\n\n"
-FUTURE = "from __future__ import annotations\n"
-
-
-# ---------------------------------------------------------------------------------------------------------- the class
-
-
-def submissions(count: int) -> dict[str, dict[str, str]]:
-    """Answers of a class, by student. The names say which half of the class (a, b) is graded in which round."""
-    entries = [entry for entry in corpus.load(NAME) if entry.kind in ("right", "wrong") and entry.name != "stub"]
-    right = [entry.answers for entry in entries if entry.kind == "right"]
-    wrong = [entry.answers for entry in entries if entry.kind == "wrong" and SLOW not in entry.fails]
-    reference, stub = right[0], corpus.stub(NAME).answers
-    tasks = list(suite.load_assignment(NAME))
-    unfinished = [reference | {task.name: stub[task.name] for task in tasks[done:]} for done in range(len(tasks))]
-    kinds = {"R": right, "W": wrong or unfinished, "U": unfinished}
-    order = [CLASS[number % len(CLASS)] for number in range(count)]
-    made = {}
-    for number, kind in enumerate(order):
-        share = order[:number].count(kind) / order.count(kind)
-        answers = kinds[kind][int(share * len(kinds[kind]))]
-        student = f"{'a' if number < (count + 1) // 2 else 'b'}{number:03}"
-        made[student] = {name: _vary(source, number) for name, source in answers.items()}
-    return made
-
-
-def _vary(source: str, number: int) -> str:
-    """The same code in another hand: local names end in a number, and there is a comment."""
-    comment = f"\n# Version {number}, checked twice."
-    try:
-        tree = ast.parse(source)
-    except SyntaxError:
-        return source + comment
-    locals_: set[str] = set()
-    others = {"self", "cls"}
-    for node in ast.walk(tree):
-        if isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store):
-            locals_.add(node.id)
-        elif isinstance(node, ast.arg):
-            others.add(node.arg)
-        elif isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef):
-            others.add(node.name)
-        elif isinstance(node, ast.Global | ast.Nonlocal):
-            others.update(node.names)
-        elif isinstance(node, ast.alias):
-            others.add((node.asname or node.name).split(".")[0])
-        elif isinstance(node, ast.ExceptHandler | ast.MatchAs | ast.MatchStar) and node.name:
-            others.add(node.name)
-        elif isinstance(node, ast.MatchMapping) and node.rest:
-            others.add(node.rest)
-    bodies = [tree.body, *(node.body for node in ast.walk(tree) if isinstance(node, ast.ClassDef))]
-    for body in bodies:
-        for statement in body:  # names of the module and of classes are seen from elsewhere
-            if not isinstance(statement, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef):
-                others.update(part.id for part in ast.walk(statement) if isinstance(part, ast.Name))
-    for node in ast.walk(tree):
-        if isinstance(node, ast.Name) and node.id in locals_ - others:
-            node.id = f"{node.id}_{number}"
-    return ast.unparse(tree) + comment if tree.body else source + comment
-
-
-# --------------------------------------------------------------------------------------------------------- the courses
-
-
-def our_course(folder: Path, handed_in: dict[str, dict[str, str]]) -> None:
-    """A course that grades with us."""
-    course.init(folder, [NAME], course_id="ours")
-    for student, answers in handed_in.items():
-        _hand_in(folder, student, suite.repository() / "assignments" / NAME / f"{NAME}.ipynb", answers)
-
-
-def stock_course(folder: Path, handed_in: dict[str, dict[str, str]]) -> None:
-    """A course as nbgrader's manual has it: checks in autograder cells after each task."""
-    folder.mkdir()
-    (folder / course.CONFIG).write_text(STOCK_CONFIG)
-    cells = [_stock_cell("setup", _setup())]
-    for cell in build.read_source(NAME).notebook.cells:
-        if "given" in cell.metadata or "helpers" in cell.metadata:
-            cells.append(cell)
-        elif task := cell.metadata.get("task"):
-            cells.append(cell)
-            for check in suite.load_assignment(NAME).task(task).checks:
-                module = "test_hidden" if check.hidden else "test_public"
-                text = f"run({module}.{check.name}, globals())"
-                cells.append(_stock_cell(f"{gradebook.CELL}{check.name}", text, check.points))
-    kernel = {"display_name": "Python 3", "language": "python", "name": "python3"}
-    path = folder / "source" / NAME / f"{NAME}.ipynb"
-    path.parent.mkdir(parents=True)
-    nbformat.write(new_notebook(cells=cells, metadata={"kernelspec": kernel}), path)
-    build.generate(folder, NAME, config=course.load_config(folder))
-    for student, answers in handed_in.items():
-        _hand_in(folder, student, folder / "release" / NAME / f"{NAME}.ipynb", answers)
-
-
-def _setup() -> str:
-    """The setup cell: the suite as it stands, inlined."""
-    parts = [STOCK_SETUP + Path(__file__).with_name("in_kernel.py").read_text().replace(FUTURE, "")]
-    folder = suite.repository() / "tests" / "grading" / NAME
-    for module in ("oracles", "test_public", "test_hidden"):
-        parts.append(f"{module} = add_module('grading.{NAME}.{module}', {(folder / f'{module}.py').read_text()!r})")
-    return "\n".join(parts)
-
-
-def _stock_cell(grade_id: str, source: str, points: int | None = None) -> Any:
-    cell = new_code_cell(source)
-    about = {"grade_id": grade_id, "schema_version": 3, "locked": True, "solution": False, "task": False}
-    cell.metadata["nbgrader"] = about | ({"grade": True, "points": points} if points else {"grade": False})
-    return cell
-
-
-def _hand_in(folder: Path, student: str, release: Path, answers: dict[str, str]) -> None:
-    notebook = nbformat.read(release, as_version=4)
-    for cell in notebook.cells:
-        if named := cell.metadata.get("task") or cell.metadata.get("helpers"):
-            cell.source = answers[named]
-    path = folder / "submitted" / student / NAME / f"{NAME}.ipynb"
-    path.parent.mkdir(parents=True)
-    nbformat.write(notebook, path)
-
-
-# ------------------------------------------------------------------------------------------------------- the commands
-
-
-@dataclass(frozen=True)
-class Timed:
-    """A command that ran: when each line of its output came, in seconds from its start, and when it ended."""
-
-    lines: list[tuple[float, str]]
-    seconds: float
-
-    def at(self, pattern: str) -> list[float]:
-        """When the lines came that match."""
-        return [at for at, line in self.lines if re.search(pattern, line)]
-
-
-def timed(*command: str, cwd: Path) -> Timed:
-    """Run a command of this Python. Fails with its output if it fails."""
-    began = time.monotonic()
-    lines = []
-    with subprocess.Popen(
-        [sys.executable, "-m", *command], cwd=cwd, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
-    ) as process:
-        assert process.stdout
-        for line in process.stdout:
-            lines.append((time.monotonic() - began, line.rstrip()))
-    seconds = time.monotonic() - began
-    if process.returncode:
-        raise SystemExit(f"{' '.join(command)} failed:\n" + "\n".join(line for _, line in lines[-40:]))
-    return Timed(lines, seconds)
+QUICK_OTHERS = 2
+ROUND = ["cores", "stock", "otter", "one"]
+COPIES = 0.05
+"""Of the classes that we alone grade."""
+GRADING = f"^grading {NAME} \\.\\.\\."
+ENTERING = "^entering into nbgrader's gradebook \\.\\.\\."
 
 
 @dataclass(frozen=True)
@@ -209,34 +70,48 @@ class Run:
     count: int
     seconds: float
     warm_up_s: float
+    cpu_s: float
+    """CPU time of all its processes after the warm-up."""
 
     def projected(self, count: int) -> float:
         """Seconds for a class of `count`."""
         return self.warm_up_s + (self.seconds - self.warm_up_s) * count / self.count
 
 
-def grade_ours(folder: Path, students: list[str], workers: int) -> tuple[Run, Timed]:
+def grade_ours(folder: Path, count: int, workers: int) -> tuple[Run, Watched]:
     """`autograder grade`, from nothing stored to the last grade entered."""
-    output = timed("autograder", "grade", NAME, "--plain", "--workers", str(workers), cwd=folder)
-    return Run(len(students), output.seconds, output.at(f"^grading {NAME} \\.\\.\\.")[0]), output
+    seen = watch("-m", "autograder", "grade", NAME, "--plain", "--workers", str(workers), cwd=folder)
+    return _run(count, seen, seen.at(GRADING)[0]), seen
 
 
 def grade_stock(folder: Path, students: str, count: int) -> Run:
     """Stock `nbgrader autograde` for the students that match."""
-    output = timed("nbgrader", "autograde", NAME, f"--student={students}", cwd=folder)
-    return Run(count, output.seconds, output.at("Creating/updating student")[0])
+    seen = watch("-m", "nbgrader", "autograde", NAME, f"--student={students}", cwd=folder)
+    return _run(count, seen, seen.at("Creating/updating student")[0])
+
+
+def grade_otter(folder: Path, students: list[str]) -> tuple[Run, dict[str, dict[str, float]]]:
+    """otter-grader for some students, and the points that it gave."""
+    paths = [f"submitted/{student}/{NAME}/{NAME}.ipynb" for student in students]
+    (folder / "loop.py").write_text(OTTER_LOOP)
+    seen = watch("loop.py", str(min(CORES, len(paths))), *paths, cwd=folder)
+    points = dict(json.loads(line) for _, line in seen.lines if line.startswith('["'))
+    return _run(len(paths), seen, seen.at("^warm$")[0]), points
+
+
+def _run(count: int, seen: Watched, warm_up_s: float) -> Run:
+    return Run(count, seen.seconds, warm_up_s, seen.cpu_s(warm_up_s))
 
 
 # -------------------------------------------------------------------------------------------------------- the overhead
 
 
-def shares(folder: Path, students: list[str], output: Timed, call_s: float) -> list[dict[str, float]]:
+def shares(folder: Path, students: list[str], output: Watched, call_s: float) -> list[dict[str, float]]:
     """Where the time of each submission went, from a run with one worker: what its checks took, and everything else.
 
     From one line of the command's output to the next is the whole wall time of a submission.
     """
-    judged = _steps(output, f"^grading {NAME} \\.\\.\\.")
-    entered = _steps(output, "^entering into nbgrader's gradebook \\.\\.\\.")
+    judged, entered = _steps(output, GRADING), _steps(output, ENTERING)
     made = []
     for student in students:
         result = stored(folder, student)
@@ -257,7 +132,7 @@ def shares(folder: Path, students: list[str], output: Timed, call_s: float) -> l
     return made
 
 
-def _steps(output: Timed, title: str) -> dict[str, float]:
+def _steps(output: Watched, title: str) -> dict[str, float]:
     """Seconds from line to line of a step, by student."""
     (before,) = output.at(title)
     found = {}
@@ -290,19 +165,6 @@ def call_seconds() -> float:
     return min(best)
 
 
-def disagreements(ours: Path, stock: Path, students: list[str]) -> Iterator[str]:
-    """Where stock nbgrader gave other points than we did."""
-    most = {check.name: float(check.points) for check in suite.load_assignment(NAME).checks}
-    theirs, entered = gradebook.recorded(stock, NAME), gradebook.recorded(ours, NAME)
-    for student in students:
-        findings = stored(ours, student).findings
-        checks = {each.check: most[each.check] if each.outcome is Outcome.PASSED else 0.0 for each in findings}
-        different = sorted(name for name in most if checks.get(name) != theirs[student].points[name])
-        if different or entered[student].total != theirs[student].total:
-            totals = f"ours {entered[student].total:g}, stock {theirs[student].total:g}"
-            yield f"{student}: {totals}, different in {different}"
-
-
 # ------------------------------------------------------------------------------------------------------------ the race
 
 
@@ -312,87 +174,177 @@ class Race:
 
     students: list[str]
     runs: dict[str, list[Run]]
-    single: list[tuple[Path, Timed]]
-    compared: list[str]
-    """Students whom stock nbgrader graded too."""
+    cores: list[Watched] = field(default_factory=list)
+    single: list[tuple[Path, Watched]] = field(default_factory=list)
+    otter: dict[str, dict[str, float]] = field(default_factory=dict)
+    """Points by student and check."""
     call_s: float = float("inf")
 
 
-def race(folder: Path, count: int, quick: bool) -> Race:
-    """Run all commands and compare the points."""
-    handed_in = submissions(min(count, QUICK) if quick else count)
-    ran = Race(list(handed_in), {"cores": [], "stock": [], "one": []}, [], [])
+def race(folder: Path, handed_in: Class, others: dict[str, int], quick: bool) -> Race:
+    """Run all commands and compare the points. `others` are numbers of submissions for stock and otter."""
+    ran = Race(list(handed_in), {kind: [] for kind in ROUND})
+    chosen = {kind: _some(ran.students, count) for kind, count in others.items()}
     our_course(folder / "ours", handed_in)
-    stock_course(folder / "stock", handed_in)
-    halves = iter(["a000"] if quick else ["a*", "b*"])
+    stock_course(folder / "stock", {each: handed_in[each] for each in chosen["stock"]})
+    otter_course(folder / "otter", {each: handed_in[each] for each in chosen["otter"]})
     for number, kind in enumerate(ROUND if quick else ROUND + ROUND[::-1]):
+        half = "*" if quick else "a*" if number < len(ROUND) else "b*"
+        if kind in chosen and not (part := [each for each in chosen[kind] if fnmatch(each, half)]):
+            continue
         if kind == "stock":
-            half = next(halves)
-            chosen = [student for student in ran.students if fnmatch(student, half)]
-            run = grade_stock(folder / "stock", half, len(chosen))
-            ran.compared += chosen
+            run = grade_stock(folder / "stock", half, len(part))
+        elif kind == "otter":
+            run, points = grade_otter(folder / "otter", part)
+            ran.otter |= points
         else:
             ours = folder / f"ours-{number}"
             shutil.copytree(folder / "ours", ours)
-            run, output = grade_ours(ours, ran.students, 1 if kind == "one" else CORES)
+            run, output = grade_ours(ours, len(handed_in), 1 if kind == "one" else CORES)
             if kind == "one":
                 ran.call_s = min(ran.call_s, call_seconds())
                 ran.single.append((ours, output))
+            else:
+                ran.cores.append(output)
         ran.runs[kind].append(run)
         text = f"{run.count} submissions in {run.seconds:.1f} s, {run.warm_up_s:.1f} s of it before the first"
         print(f"{kind:>5}: {text}", flush=True)
-    if found := list(disagreements(ran.single[-1][0], folder / "stock", ran.compared)):
-        raise SystemExit("Stock nbgrader and we disagree:\n" + "\n".join(found))
+    if found := list(disagreements(ran, folder / "stock")):
+        raise SystemExit("We do not all give the same points:\n" + "\n".join(found))
     return ran
+
+
+def _some(students: list[str], count: int) -> list[str]:
+    """About `count` of them, from both halves of the class."""
+    step = max(1.0, len(students) / count) if count else float("inf")
+    return [
+        student
+        for number, student in enumerate(students)
+        if int(number / step) != int((number - 1) / step) or not number
+    ][:count]
+
+
+def disagreements(ran: Race, stock: Path) -> Iterator[str]:
+    """Where somebody gave other points than we did."""
+    most = {check.name: float(check.points) for check in suite.load_assignment(NAME).checks}
+    theirs = {"stock": {student: book.points for student, book in gradebook.recorded(stock, NAME).items()}}
+    theirs["otter"] = {student: dict(points) for student, points in ran.otter.items()}
+    for who, given in theirs.items():
+        for student, points in given.items():
+            findings = stored(ran.single[-1][0], student).findings
+            ours = {each.check: most[each.check] if each.outcome is Outcome.PASSED else 0.0 for each in findings}
+            if different := sorted(name for name in most if ours.get(name) != points.get(name)):
+                yield f"{student}: {who} differs in {different}"
 
 
 def figures_of(ran: Race, count: int) -> dict[str, Any]:
     """What the race comes to, for a class of `count`."""
-    took = {kind: statistics.mean(run.projected(count) for run in group) for kind, group in ran.runs.items()}
+    groups = {kind: group for kind, group in ran.runs.items() if group}
+    took = {kind: statistics.mean(run.projected(count) for run in group) for kind, group in groups.items()}
     after = {
         kind: statistics.mean((run.seconds - run.warm_up_s) / run.count for run in group)
-        for kind, group in ran.runs.items()
+        for kind, group in groups.items()
     }
     spent = [each for ours, output in ran.single for each in shares(ours, ran.students, output, ran.call_s)]
     overheads = [sum(seconds for what, seconds in each.items() if what != "checks") for each in spent]
     calls = [stored(ours, student).times["calls"] for ours, _ in ran.single for student in ran.students]
+    cpu_s = {kind: statistics.mean(run.cpu_s / run.count for run in group) for kind, group in groups.items()}
+    # nbgrader works on one submission at a time, so where no other program runs it cannot be faster than its CPU time
+    idle = {"stock": cpu_s["stock"], "otter": cpu_s["otter"] / CORES} if {"stock", "otter"} <= set(cpu_s) else {}
     return {
-        "ratio_vs_nbgrader": took["stock"] / took["cores"],
-        "ratio_one_worker": took["stock"] / took["one"],
-        "ratio_after_warm_up": after["stock"] / after["cores"],
-        "submissions_per_min": 60 * count / took["cores"],
-        "submissions_per_min_one_worker": 60 * count / took["one"],
-        "submissions_per_min_nbgrader": 60 * count / took["stock"],
+        "cpu_s_per_submission": cpu_s,
+        **{f"ratio_vs_{kind}_by_cpu_time": seconds / (cpu_s["cores"] / CORES) for kind, seconds in idle.items()},
+        **{f"ratio_vs_{kind}": took[kind] / took["cores"] for kind in ("stock", "otter") if kind in took},
+        **{f"ratio_vs_{kind}_one_worker": took[kind] / took["one"] for kind in ("stock", "otter") if kind in took},
+        **{f"ratio_vs_{kind}_after_warm_up": after[kind] / after["cores"] for kind in ("stock", "otter") if kind in took},
+        "submissions_per_min": {kind: 60 * count / seconds for kind, seconds in took.items()},
         "overhead_s_median": statistics.median(overheads),
         "overhead_s_most": max(overheads),
         "checks_s_median": statistics.median(each["checks"] for each in spent),
         "shares_s": {what: statistics.median(each[what] for each in spent) for what in spent[0]},
         "calls_median": statistics.median(calls),
         "call_us": ran.call_s * 1e6,
-        "warm_up_s": statistics.mean(run.warm_up_s for run in ran.runs["cores"]),
-        "warm_up_s_nbgrader": statistics.mean(run.warm_up_s for run in ran.runs["stock"]),
+        "warm_up_s": {kind: statistics.mean(run.warm_up_s for run in group) for kind, group in groups.items()},
         "workers": CORES,
         "submissions": count,
-        "submissions_run": len(ran.students),
-        "submissions_run_nbgrader": len(ran.compared),
+        "submissions_run": {kind: sum(run.count for run in group) for kind, group in groups.items()},
+    }  # fmt: skip
+
+
+# ----------------------------------------------------------------------------------------------------------- the scale
+
+
+def scale(folder: Path, count: int, seed: int) -> dict[str, float]:
+    """One class of `count` graded by us with all cores: time, use of the processors, memory."""
+    handed_in = submissions(count, COPIES, seed)
+    our_course(folder, handed_in)
+    run, seen = grade_ours(folder, count, CORES)
+    (began,), (entering,) = seen.at(GRADING), seen.at(ENTERING)
+    judged = seen.at(f"^grading {NAME}: ")[0]
+    kinds = len({json.dumps(answers, sort_keys=True) for answers in handed_in.values()})
+    made = {
+        "submissions": count,
+        "different": kinds,
+        "seconds": run.seconds,
+        "submissions_per_min": 60 * count / run.seconds,
+        "warm_up_s": run.warm_up_s,
+        "judging_s": judged - began,
+        "entering_s": run.seconds - entering,
+        "judging_cpu_share": seen.cpu_s(began, judged) / (judged - began) / CORES,
+        "cpu_share": seen.cpu_s() / run.seconds / CORES,
+        "peak_memory_mb": seen.peak_bytes() / 1e6,
+        "ms_per_submission_after_warm_up": 1000 * (run.seconds - run.warm_up_s) / count,
+    }
+    print(
+        f"{count:6} submissions, {kinds} different: {made['submissions_per_min']:.1f}/min; {made['seconds']:.1f} s (warm-up "
+        f"{made['warm_up_s']:.1f}, judging {made['judging_s']:.1f} at {made['judging_cpu_share']:.0%} of {CORES} cores, entering "
+        f"{made['entering_s']:.1f}); at most {made['peak_memory_mb']:.0f} MB",
+        flush=True,
+    )
+    return made
+
+
+def surroundings() -> dict[str, Any]:
+    """Where and when it was measured, and how busy the machine was with other things."""
+    machine = device.describe()
+    return {
+        "cpu": machine.cpu,
+        "cores": machine.cores,
+        "memory_bytes": machine.memory_bytes,
+        "python": platform.python_version(),
+        "packages": machine.packages,
+        "when": time.strftime("%Y-%m-%d %H:%M UTC", time.gmtime()),
+        "load_before": os.getloadavg(),
     }
 
 
 def report(figures: dict[str, Any]) -> None:
     """The figures for people."""
-    if figures["submissions_run"] < figures["submissions"]:
-        print(
-            f"quick: {figures['submissions_run']} submissions by us, {figures['submissions_run_nbgrader']} by stock; "
-            f"projected to {figures['submissions']}, warm-up counted once"
-        )
-    for what, rate, ratio in (
-        ("stock nbgrader", "submissions_per_min_nbgrader", None),
-        ("autograder, one worker", "submissions_per_min_one_worker", "ratio_one_worker"),
-        (f"autograder, {figures['workers']} workers", "submissions_per_min", "ratio_vs_nbgrader"),
+    run = figures["submissions_run"]
+    print(f"submissions graded by each, all rounds: {run}; rates are for a class of {figures['submissions']}")
+    for what, kind in (
+        ("stock nbgrader autograde", "stock"),
+        ("otter-grader, a process per core", "otter"),
+        ("autograder, one worker", "one"),
+        (f"autograder, {figures['workers']} workers", "cores"),
     ):
-        print(f"{what:24} {figures[rate]:7.1f} submissions/min" + (f", {figures[ratio]:.1f} x stock" if ratio else ""))
-    print(f"without warm-up on either side: {figures['ratio_after_warm_up']:.1f} x stock")
-    print(f"warm-up, once per command: {figures['warm_up_s']:.1f} s (stock {figures['warm_up_s_nbgrader']:.1f} s)")
+        if kind not in figures["submissions_per_min"]:
+            continue
+        ratios = [
+            f"{figures[name]:.1f} x {other}"
+            for other in ("stock", "otter")
+            if (name := f"ratio_vs_{other}" + ("_one_worker" if kind == "one" else "")) in figures
+        ]
+        text = f", {' and '.join(ratios)}" if kind in ("one", "cores") and ratios else ""
+        print(f"{what:33} {figures['submissions_per_min'][kind]:7.1f} submissions/min{text}")
+    warm = ", ".join(f"{kind} {seconds:.1f} s" for kind, seconds in figures["warm_up_s"].items())
+    after = ", ".join(
+        f"{figures[name]:.1f} x {name.split('_')[2]}" for name in figures if name.endswith("after_warm_up")
+    )
+    print(f"warm-up, once per command: {warm}; without it on any side: {after}")
+    used = ", ".join(f"{kind} {seconds:.2f} s" for kind, seconds in figures["cpu_s_per_submission"].items())
+    ratios = [f"{figures[name]:.1f} x {name.split('_')[2]}" for name in figures if name.endswith("by_cpu_time")]
+    print(f"CPU time per submission: {used}; with all cores to themselves by that: {', '.join(ratios)}")
     print(
         f"overhead per submission: {figures['overhead_s_median']:.3f} s at the median, "
         f"{figures['overhead_s_most']:.3f} s at most, beyond {figures['checks_s_median']:.3f} s of checks "
@@ -404,15 +356,27 @@ def report(figures: dict[str, Any]) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
-    parser.add_argument("--quick", action="store_true", help="few submissions, projected; a minute on two cores")
+    parser.add_argument("--quick", action="store_true", help="few submissions, projected; a minute on two idle cores")
     parser.add_argument("--json", action="store_true", help="the figures as one object on the last line")
-    parser.add_argument("--submissions", type=int, default=40, help="size of the class")
+    parser.add_argument("--submissions", type=int, default=40, help="size of the class that all grade; 0: none")
+    parser.add_argument("--stock", type=int, default=40, help="how many of them stock nbgrader grades (8 s each)")
+    parser.add_argument("--otter", type=int, default=40, help="how many of them otter-grader grades")
+    parser.add_argument("--scale", type=int, nargs="*", default=[], help="sizes of classes that we alone grade")
+    parser.add_argument("--seed", type=int, default=0, help="of the generated classes")
     arguments = parser.parse_args()
-    if arguments.submissions < 2:
+    count = arguments.submissions
+    if 0 < count < 2:
         parser.error("--submissions must be at least 2: the class is graded in two halves")
+    figures: dict[str, Any] = {"machine": surroundings()}
     with tempfile.TemporaryDirectory(prefix="throughput-") as folder:
-        figures = figures_of(race(Path(folder), arguments.submissions, arguments.quick), arguments.submissions)
-    report(figures)
+        if count:
+            handed_in = submissions(min(count, QUICK) if arguments.quick else count, seed=arguments.seed)
+            most = QUICK_OTHERS if arguments.quick else len(handed_in)
+            others = {"stock": min(arguments.stock, most), "otter": min(arguments.otter, most)}
+            figures |= figures_of(race(Path(folder), handed_in, others, arguments.quick), count)
+            report(figures)
+        figures["scale"] = [scale(Path(folder, f"scale-{size}"), size, arguments.seed) for size in arguments.scale]
+    figures["machine"]["load_after"] = os.getloadavg()
     if arguments.json:
         print(json.dumps(figures))
 
