@@ -3,8 +3,9 @@
     python tests/benchmarks/estimate.py [--json] [--submissions 40] [--nodes 1 2 4] [--class-size 10000]
 
 A generated class of `kv_cache` is graded locally with all cores, then by `--executor ray` on clusters that Ray's own utility
-starts here, of nodes with one processor each, none of which shares a file with another. Four such nodes on two processors cannot
-be faster than two: they show what a node costs, not what it brings.
+starts here, of nodes with one processor each. Four such nodes on two processors cannot be faster than two: they show what a
+node costs, not what it brings. The command looks at its nodes ten times a second, so its CPU time per submission is too high
+where few are judged per second.
 
 The estimate multiplies costs in CPU time, which hardly depends on what else runs, and adds what cannot be shared:
 
@@ -146,7 +147,7 @@ def main() -> None:
         shutil.copytree(folder / "course", folder / "local")
         found["costs"] = costs = local(folder / "local", count)
         for what, value in costs.items():
-            print(f"  {what:16} {value:10.3f} per submission", flush=True)
+            print(f"  {what:16} {value:10.3f}{'' if what.startswith('warm') else ' per submission'}", flush=True)
         found["ray"] = []
         for nodes in arguments.nodes:
             shutil.copytree(folder / "course", folder / f"ray-{nodes}")

@@ -22,6 +22,7 @@ Not covered: collecting, feedback, GPUs, endless loops (the others have no limit
 from __future__ import annotations
 
 import argparse
+import importlib.util
 import json
 import os
 import platform
@@ -185,9 +186,14 @@ def race(folder: Path, handed_in: Class, others: dict[str, int], quick: bool) ->
     """Run all commands and compare the points. `others` are numbers of submissions for stock and otter."""
     ran = Race(list(handed_in), {kind: [] for kind in ROUND})
     chosen = {kind: _some(ran.students, count) for kind, count in others.items()}
+    if chosen["otter"] and not importlib.util.find_spec("otter"):
+        raise SystemExit(
+            "otter-grader is not installed: pip install 'inference-autograder[benchmarks]', or take --otter 0."
+        )
     our_course(folder / "ours", handed_in)
-    stock_course(folder / "stock", {each: handed_in[each] for each in chosen["stock"]})
-    otter_course(folder / "otter", {each: handed_in[each] for each in chosen["otter"]})
+    for kind, make in (("stock", stock_course), ("otter", otter_course)):
+        if chosen[kind]:
+            make(folder / kind, {each: handed_in[each] for each in chosen[kind]})
     for number, kind in enumerate(ROUND if quick else ROUND + ROUND[::-1]):
         half = "*" if quick else "a*" if number < len(ROUND) else "b*"
         if kind in chosen and not (part := [each for each in chosen[kind] if fnmatch(each, half)]):
@@ -227,7 +233,8 @@ def _some(students: list[str], count: int) -> list[str]:
 def disagreements(ran: Race, stock: Path) -> Iterator[str]:
     """Where somebody gave other points than we did."""
     most = {check.name: float(check.points) for check in suite.load_assignment(NAME).checks}
-    theirs = {"stock": {student: book.points for student, book in gradebook.recorded(stock, NAME).items()}}
+    recorded = gradebook.recorded(stock, NAME) if stock.is_dir() else {}
+    theirs = {"stock": {student: book.points for student, book in recorded.items()}}
     theirs["otter"] = {student: dict(points) for student, points in ran.otter.items()}
     for who, given in theirs.items():
         for student, points in given.items():
@@ -250,7 +257,7 @@ def figures_of(ran: Race, count: int) -> dict[str, Any]:
     calls = [stored(ours, student).times["calls"] for ours, _ in ran.single for student in ran.students]
     cpu_s = {kind: statistics.mean(run.cpu_s / run.count for run in group) for kind, group in groups.items()}
     # nbgrader works on one submission at a time, so where no other program runs it cannot be faster than its CPU time
-    idle = {"stock": cpu_s["stock"], "otter": cpu_s["otter"] / CORES} if {"stock", "otter"} <= set(cpu_s) else {}
+    idle = {kind: cpu_s[kind] / workers for kind, workers in (("stock", 1), ("otter", CORES)) if kind in cpu_s}
     return {
         "cpu_s_per_submission": cpu_s,
         **{f"ratio_vs_{kind}_by_cpu_time": seconds / (cpu_s["cores"] / CORES) for kind, seconds in idle.items()},
