@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import json
+import subprocess
+import sys
+
 import pytest
 
 from autograder import engine, suite
@@ -56,6 +60,15 @@ def test_every_metric_of_every_assignment_is_in_the_recording() -> None:
 def test_every_name_that_assignments_use_is_there() -> None:
     """Objects, options and metrics of all assignments, in the vLLM that is installed."""
     assert list(engine.broken()) == []
+
+
+@needs_vllm
+def test_recorded_page_sizes_are_those_of_the_installed_vllm() -> None:
+    """What suites take for the bytes of a block is what vLLM's own FullAttentionSpec says."""
+    script = suite.repository() / "tests" / "benchmarks" / "record_vllm.py"
+    said = subprocess.run([sys.executable, str(script), "pages"], capture_output=True, text=True, check=True).stdout
+    recorded = engine.recorded(vllm_engine.installed() or "") / "page_sizes.json"
+    assert json.loads(said) == json.loads(recorded.read_text(encoding="utf-8"))
 
 
 @needs_vllm
