@@ -329,6 +329,7 @@ class EngineClient:
 class Echo(BaseModel):
     text: str
     count: int = Field(1, ge=1, strict=True)
+    tags: list[str] = []
 
 
 def serve_errors() -> FastAPI:

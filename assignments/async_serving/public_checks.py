@@ -70,9 +70,8 @@ def expect_sent(exchange: Exchange, text: str, what: str) -> None:
     except SubmissionFault as fault:
         if not fault.timeout:
             raise
-        raise SubmissionFault(
-            f"did not send {what} in time (until then the engine makes no other)", timeout=True
-        ) from None
+        late = f"did not send {what} in time (the engine makes the next token after that)"
+        raise SubmissionFault(late, timeout=True) from None
     if text.encode() not in body:
         shown = body.decode(errors="replace")[-400:]
         fail(f"The answer ended (status {exchange.status}) without {what}.", value=shown, expected=text)
@@ -136,11 +135,10 @@ def expect_played(submission: Any, kind: str, arguments: list[Any], script: list
         if kind == "TokenStream":
             note["state"] = None
         done = "; ".join(", ".join(map(str, step)) for step in steps)
-        expect_equal(
-            note,
-            wanted,
-            f"{kind}({', '.join(map(str, arguments))}), after step {number} ({done}): what the actions came to",
-        )
+        at = f"{kind}({', '.join(map(str, arguments))}), after step {number} ({done})"
+        for name in {**wanted, **note}:  # one by one: the others are as they must be
+            given, expected = note.get(name, "no action"), wanted.get(name, "no action")
+            expect_equal({name: given}, {name: expected}, f"{at}: what '{name}' came to")
 
 
 OK = ["returned", None]
@@ -287,6 +285,8 @@ def expect_stream(found: list[Any], deltas: list[tuple[Any, Any]], call: Call, *
     with shaped("An event"):
         given = [(c["choices"][0].get("delta"), c["choices"][0].get("finish_reason")) for c in chunks if c["choices"]]
     expect_equal(given, deltas, "The list of events (delta, finish_reason)")
+    places = [c["choices"][0].get("index") for c in chunks if c["choices"]]
+    expect_equal(places, [0] * len(places), "The list of the choices' indices")
     expect_equal(len(last), int(usage), "How many events have no choices (the one with the usage, if it was asked for)")
     if usage:
         expect_equal(chunks[-1].get("choices"), [], "The field choices of the last event before [DONE]")
@@ -357,7 +357,7 @@ class Talk:
         try:
             text = self._connection.recv(timeout=self._submission.time_left())
         except TimeoutError:
-            raise SubmissionFault(f"did not send {what} in time", timeout=True) from None
+            raise SubmissionFault(f"did not send in time what the check waits for: {what}", timeout=True) from None
         except ConnectionClosed as closed:
             return "closed", closed.rcvd.code if closed.rcvd else 1006
         try:

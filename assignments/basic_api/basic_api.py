@@ -2,7 +2,7 @@
 # jupyter:
 #   autograder:
 #     assignment: basic_api
-#     release: ceae9e264dc0fa76
+#     release: 226dae652a8fbf94
 #   jupytext:
 #     cell_metadata_filter: task,given,helpers,check,-all
 #     formats: ipynb,py:percent
@@ -336,6 +336,7 @@ class EngineClient:
 class Echo(BaseModel):
     text: str
     count: int = Field(1, ge=1, strict=True)
+    tags: list[str] = []
 
 
 def serve_errors() -> FastAPI:

@@ -175,7 +175,7 @@ def test_chat_for_the_official_client(submission, rng):
     with served(submission, "serve_chat", teller) as (service, engine), service.openai() as client:
         for number in range(12):
             stream, usage = number % 3 != 2, number % 3 == 1
-            more: Any = {"stream_options": {"include_usage": True}} if usage else {}
+            more: Any = {"stream_options": {"include_usage": usage}} if (stream and number > 2) or usage else {}
             most = rng.randint(1, 99)
             try:
                 got = client.chat.completions.create(model=MODEL, messages=CHAT, stream=stream, max_tokens=most, **more)
@@ -278,6 +278,7 @@ def test_chat_engine_fails(submission, rng):
         exchange = ask(service)
         finish(asked(engine, "ask the engine again after answers that failed"))
         expect_equal(events(exchange.body())[-1], "[DONE]", "The end of a stream after others have failed")
+        expect_equal(len(engine.calls("abort")), 0, "How often engine.abort was called for what had failed")
 
 
 def test_chat_leaves_at_any_time(submission):
@@ -289,7 +290,7 @@ def test_chat_leaves_at_any_time(submission):
         for stream in (True, False):
             kind = "a stream" if stream else "an answer as a whole"
             exchange = ask(service, stream=stream)
-            call = asked(engine, f"ask the engine for {kind}: is the slot of an earlier one still taken?")
+            call = asked(engine, f"ask the engine for {kind} (is the slot of an earlier one still taken?)")
             exchange.hang_up()
             aborted(engine, call, f"when the client leaves before the first token of {kind}")
             first = ask(service, stream=stream, text="first")
@@ -381,19 +382,24 @@ def test_ws_never_without_credit(submission):
             finish(second, "")
             other.expect({"type": "done", "finish_reason": "stop"}, "the end of another connection")
         client.send({"type": "cancel"})
-        client.expect({"type": "cancelled"}, "cancel, after three tokens for three credits")
+        client.expect({"type": "cancelled"}, "the answer to cancel, after three tokens for three credits")
         aborted(engine, call, "after a cancel frame")
         with talk(submission, service) as client:
-            client.send(start(1))
-            finish(asked(engine), "all")
+            client.send(start(0, max_tokens=1))
+            call = asked(engine)
+            expect_equal(call.args.get("max_tokens"), 1, "max_tokens, as the engine was asked")
+            finish(call, "all")
+            client.send({"type": "credit", "n": 1})
             client.expect({"type": "token", "text": "all"}, "a last token with a text")
             client.expect({"type": "done", "finish_reason": "stop"}, "the end after it")
         with talk(submission, service) as client:
-            client.send(start(0))
-            finish(asked(engine), "all")
+            client.send({"type": "start", "messages": CHAT})
+            call = asked(engine)
+            expect_equal(call.args.get("max_tokens"), 16, "max_tokens, as the engine was asked, where start has none")
+            finish(call, "all")
             pause(service)
             client.send({"type": "cancel"})
-            client.expect({"type": "cancelled"}, "cancel, when the last token waits for a credit")
+            client.expect({"type": "cancelled"}, "the answer to cancel, when the last token waits for a credit")
         expect_equal(len(engine.calls("abort")), 1, "How often engine.abort was called, for one of four requests,")
 
 
@@ -408,14 +414,14 @@ def test_ws_cancel_and_leave(submission):
                 what = f"when the client waits for {waits_for} and does '{how}'"
                 with talk(submission, service) as client:
                     client.send(start(1))
-                    call = asked(engine, f"ask the engine, {what}: is an earlier slot still taken?")
+                    call = asked(engine, f"ask the engine, {what} (is an earlier slot still taken?)")
                     if waits_for == "a credit":
                         call.part(token("one"))
                         call.part(token("two"))
                         client.expect({"type": "token", "text": "one"}, "the first token")
                     if how == "cancel":
                         client.send({"type": "cancel"})
-                        client.expect({"type": "cancelled"}, f"a cancel, {what}")
+                        client.expect({"type": "cancelled"}, f"the answer to cancel, {what}")
                         expect_equal(client.read("a close frame"), ("closed", 1000), f"How the connection ends, {what}")
                     elif how == "break":
                         client._connection.socket.shutdown(socket.SHUT_RDWR)
@@ -426,7 +432,7 @@ def test_ws_cancel_and_leave(submission):
             with talk(submission, service) as waiter:
                 waiter.send(start(1))
                 waiter.send({"type": "cancel"})
-                waiter.expect({"type": "cancelled"}, "a cancel while it waits for a slot")
+                waiter.expect({"type": "cancelled"}, "the answer to cancel while it waits for a slot")
             with talk(submission, service) as waiter:
                 waiter.send(start(1, messages=[{"role": "user", "content": "waiter"}]))
                 pause(service)
@@ -463,7 +469,7 @@ def test_ws_closes(submission, rng):
         ):
             with talk(submission, service) as client:
                 client.send(start(1))
-                call = asked(engine, "ask the engine: is the slot of a connection that was closed still taken?")
+                call = asked(engine, "ask the engine (is the slot of a connection that was closed still taken?)")
                 client.send(frame)
                 expect_equal(client.read("a close frame"), ("closed", 1008), f"What follows a later frame {frame!r}")
                 aborted(engine, call, "after a wrong frame")
@@ -487,6 +493,7 @@ def test_ws_closes(submission, rng):
             client.send(start(1))
             finish(asked(engine, "ask the engine after a failure"), "")
             client.expect({"type": "done", "finish_reason": "stop"}, "the end after all of that")
+        expect_equal(len(engine.calls("abort")), 6, "How often engine.abort was called, for six wrong frames,")
 
 
 # --------------------------------------------------------------------------------------------------------- jobs_router
@@ -545,7 +552,9 @@ def told(service: Service, engine: ScriptedEngine, call: Call, now: float, text:
     engine.say("clock", now)
     call.part(token(text[-1]))
     job = watch(service, call.args["request_id"], "text", text)
-    expect_equal((job or {}).get("text"), text, "The text of a running job")
+    if not job:
+        fail("A running job is not there any more.")
+    expect_equal(job.get("text"), text, "The text of a running job")
 
 
 def test_job_forgotten(submission, rng):

@@ -189,6 +189,7 @@ def test_errors_of_hostile_bodies(submission):
             ("Infinity for a number", b'{"text": "a", "count": -Infinity}', "count"),
             ("Half of a surrogate pair", b'{"text": "a", "count": "\\ud83d"}', "count"),
             ("A deep object for a number", b'{"text": "a", "count": {"b": {"c": [NaN, "\\ud83d"]}}}', "count"),
+            ("A number in a list of texts", b'{"text": "a", "tags": ["b", 1]}', "tags"),
             ("A list for a text", b'{"text": ["\\udc00"]}', "text"),
         ):
             got = client.post("/echo", content=content, headers={"Content-Type": "application/json"})
@@ -305,7 +306,11 @@ def test_completion_asks_the_engine_once(submission, rng):
             params = oracles.wanted(fields, 0, chat=False)
             expected = sorted((model.encode(prompt), params) for prompt in prompts)
             if len(calls) != len(prompts):
-                fail(f"{len(prompts)} prompts, with {fields}: how often the engine was asked.", value=len(calls))
+                fail(
+                    f"With {fields}: how often the engine was asked.",
+                    value=len(calls),
+                    expected=f"{len(prompts)}, once each",
+                )
             expect_equal(got, expected, f"What the engine was asked with {fields} (token ids, parameters)")
 
 
@@ -319,7 +324,7 @@ def test_completion_side_by_side(submission, rng):
     with served(submission, "serve_completions", model, max_model_len=4096) as (service, engine):
         prompts = [f"{oracles.text(rng)} {i}" for i in range(CLIENTS)]
         pending = {p: service.begin("POST", COMPLETIONS, json={"model": MODEL, "prompt": p}) for p in prompts}
-        what = f"bring the requests of {CLIENTS} clients to the engine together, at most {{}} of which were there"
+        what = f"bring the requests of {CLIENTS} clients to the engine together ({{}} of them were there)"
         calls = [engine.next("generate", what.format(number)) for number in range(CLIENTS)]
         rng.shuffle(calls)
         texts = {}
@@ -440,7 +445,10 @@ def test_app_health_while_generating(submission, rng):
     with served(submission, "serve_app", model) as (service, engine):
         ready(service)
         pending = [completion(service, f"{i}") for i in range(8)]
-        calls = [engine.next("generate", f"bring more than {i} of 8 requests to the engine") for i in range(8)]
+        calls = [
+            engine.next("generate", f"bring 8 requests to the engine together ({i} of them were there)")
+            for i in range(8)
+        ]
         client = service.client()
         for path in ("/health", "/ready", "/v1/models", f"/v1/models/{MODEL}"):
             expect_status(client.get(path), 200, f"GET {path} while eight generations run")
@@ -542,6 +550,8 @@ def test_app_errors(submission, rng):
         got = service.begin("POST", COMPLETIONS, json={"model": MODEL, "prompt": "Hi", "stream": True})
         refused = expect_status(got, 400, "A stream").get("error")
         expect_equal(refused.get("param") if type(refused) is dict else None, "stream", "A stream: the error's param")
+        body = {"model": MODEL, "messages": [{"role": "robot", "content": "Hi"}]}
+        expect_error(service.begin("POST", CHATS, json=body), 400, "A message of a robot", param="messages")
         pending = completion(service)
         call = engine.next("generate")
         call.result(model.outputs(oracles.parameters(call)))

@@ -134,6 +134,9 @@ def test_schema_limits(submission):
             expect_raises("ValidationError", lambda make=make, more={**fields, field: value}: make(**more), what)
         for more in ({"n": 8}, {"max_tokens": 1}, {"temperature": 0}, {"temperature": 2}, {"top_p": 1}):
             make(**fields, **more)
+    for prompt in (["a"], ["a"] * 16):
+        submission.CompletionRequest(model="m", prompt=prompt)
+    submission.ChatCompletionRequest(**chat, max_completion_tokens=1)
     for prompt in ([], ["a"] * 17, 5):
         what = f"CompletionRequest with prompt={prompt!r}"
         expect_raises("ValidationError", lambda p=prompt: submission.CompletionRequest(model="m", prompt=p), what)

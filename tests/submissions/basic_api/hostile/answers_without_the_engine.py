@@ -1,6 +1,6 @@
 """Makes up texts and token counts instead of asking the engine.
 
-fails: test_completion test_chat test_completion_for_the_official_client test_completion_asks_the_engine_once test_completion_side_by_side test_completion_never_repeats test_chat_template test_chat_for_the_official_client test_app_health_while_generating test_app_errors test_app_document test_app_shares_nothing
+fails: test_completion test_chat test_completion_for_the_official_client test_completion_asks_the_engine_once test_completion_side_by_side test_completion_never_repeats test_chat_template test_chat_for_the_official_client test_app_health_while_generating test_app_errors test_app_document test_app_shares_nothing test_app_closes_the_engine
 attack: S5 S7
 stopped by: P, the engine is the judge's: what it did not say is no answer.
 """

@@ -1,6 +1,6 @@
 """Has no handler for bodies that do not fit: FastAPI answers 422 with a body of its own.
 
-fails: test_errors_have_one_shape test_errors_of_hostile_bodies test_app_health_while_generating test_app_document
+fails: test_errors_have_one_shape test_errors_of_hostile_bodies test_app_health_while_generating test_app_document test_app_errors
 """
 
 

@@ -1,6 +1,6 @@
 """Names the innermost field of a wrong body instead of the outermost.
 
-fails: test_errors_of_hostile_bodies
+fails: test_errors_of_hostile_bodies test_app_errors
 """
 
 
