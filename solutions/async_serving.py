@@ -853,8 +853,8 @@ def ws_router(engine: Engine, settings: Settings, limiter: Any) -> APIRouter:
     @router.websocket("/v1/stream")
     async def stream(socket: WebSocket) -> None:
         await socket.accept()
-        request_id, credits, granted = f"ws-{uuid.uuid4().hex}", 0, asyncio.Event()
-        active = False
+        request_id, granted = f"ws-{uuid.uuid4().hex}", asyncio.Event()
+        credits, active = 0, False
 
         async def frame() -> Any:
             message = await socket.receive()
