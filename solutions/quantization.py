@@ -49,9 +49,10 @@
 #
 # **How it is graded.** Only the cells of the ten tasks and the one cell of imports and helpers count. The next cell is
 # replaced by the original when grading; all others are yours. The cell `check(...)` after each task runs its public
-# checks. Hidden checks look at the same rules on other inputs: everything they ask for is written here. All tasks but 7
-# and 8 are graded each for itself. Task 7 uses your `absmax_int8`, `quantize_nf4` and `dequantize_nf4`; one check of task
-# 8 serves SmolLM2 with your `quantize_model`. Use tensor operations: one call of your code may take 30 s, and some
+# checks. Hidden checks look at the same rules on other inputs: everything they ask for is written here. Only tasks 7
+# and 8 need other ones: task 7 uses your `absmax_int8`, `quantize_nf4` and `dequantize_nf4`; one check of task
+# 8 serves SmolLM2 with your `quantize_model`. Elsewhere you may call what you wrote before (`pack_int4` in task 4, say);
+# it is yours, so its mistakes cost points there too. Use tensor operations: one call of your code may take 30 s, and some
 # hidden calls work on millions of numbers, for which a loop over single numbers is too slow. (A loop over rows or blocks
 # is fast enough.)
 #
@@ -60,7 +61,8 @@
 # input's type is. Inputs are never changed. A tensor that must hold numbers and is no floating-point tensor is a
 # `TypeError`; an empty one, or one with NaN or infinity in it, a `ValueError`. A count that is no `int`, or a `bool`,
 # is a `TypeError`; a count outside its range a `ValueError`. The text of the error contains the argument's name.
-# `check_floats` and `check_count`, below, do this for you.
+# `check_floats` and `check_count`, below, do this for you. What the `Raises` of a docstring does not name needs no check.
+# Numbers to quantise are 0 or between $10^{-20}$ and $10^{20}$ in size: nothing overflows or vanishes in fp32.
 
 # %% given="quantization_kit"
 import contextlib
@@ -75,6 +77,8 @@ from typing import Any
 
 import torch
 from torch import nn
+
+torch.set_num_threads(1)  # where other programs run, threads that wait for each other would cost most of the time
 
 
 def check_floats(x: torch.Tensor, name: str) -> None:
@@ -392,7 +396,7 @@ def dequantize_int4(codes: torch.Tensor, scale: torch.Tensor, zero: torch.Tensor
 
 
 def pack_int4(codes: torch.Tensor) -> torch.Tensor:
-    """Two codes per byte: uint8 [..., n] to uint8 [..., n / 2], the first of a pair in the high four bits.
+    """Two codes per byte: uint8 [..., n] to uint8 [..., n / 2], n at least 1, the first of a pair in the high four bits.
 
     Raises:
         ValueError: n is odd, or a code is above 15. The text names `codes`.
@@ -558,7 +562,7 @@ print(f"NF4: {nf4_error:.4f}, each of them relative to the weights, 64 in a bloc
 #    in fp32.
 # 3. Each difference divided by its `absmax2` gets the number (0 to 255) of the nearest of the 256 levels of
 #    `dynamic_map()`, which is in the first cell. A difference that is exactly between two may get either. Where
-#    `absmax2` is 0, the code is that of the level 0: 127.
+#    `absmax2` is 0, the code is that of the level 0: 127. (Equal scales are asked for only where their mean is exact.)
 #
 # Back: `dynamic_map()[code] * absmax2 + offset`. The cost falls from $4 + 32/64 = 4.5$ to
 # $4 + 8/64 + 32/(64 \cdot 256) \approx 4.127$ bits per weight.
@@ -624,7 +628,8 @@ for what, scales, scale_bytes in (
 # 1. A column of `x` is an *outlier column* if **any** of its values has $|x| \ge$ `threshold`.
 #    With `threshold=0.0` there is none (the method is off).
 # 2. Everything else: set the outlier columns of `x` to 0 and quantise each **row** (token) as in task 1. Multiply the
-#    codes with the codes of the weights **as whole numbers of 32 bits or more**, and multiply the result with the scale
+#    codes with the codes of the weights **as whole numbers of 32 bits or more** (or in any other way that is exact, such
+#    as fp64), and multiply the result with the scale
 #    of the row of `x` and the scale of the row of the weight.
 #    (The outlier columns are left out whole when the largest value of a row is taken. bitsandbytes leaves only the
 #    outlier values out there; the difference is small.)
@@ -701,17 +706,20 @@ for threshold in (0.0, 6.0):
 # | `"int8"` | `codes` (int8, [out, in]) and `scale` (fp32, [out, 1]), from `absmax_int8(weight, dim=1)` |
 # | `"nf4"` | `packed` (uint8) and `absmax` (fp32), from `quantize_nf4(weight, blocksize)` |
 #
-# and `bias`, as a parameter or buffer of that name and with its old dtype, if the layer has one (otherwise `bias` is
-# `None`). **Each** call of `forward(x)` makes the weight anew from the buffers, turns it to `x`'s dtype, computes
-# `nn.functional.linear`, and forgets the weight. That is slower than keeping it, and it is the point: a copy of the weight in
-# floating point that stays alive would cost more memory than was saved. Activations are not quantised here.
+# and `bias`, the old one or a copy, as a parameter or buffer of that name and with its old dtype, if the layer has one
+# (otherwise `bias` is `None`). **Each** call of `forward(x)` makes the weight anew from the buffers, turns it and the bias
+# to `x`'s dtype, computes `nn.functional.linear`, and forgets the weight. That is slower than keeping it, and it is the
+# point: a copy of the weight in floating point that stays alive would cost more memory than was saved. Activations are
+# not quantised here.
 #
 # `quantize_model(model, scheme, skip)` puts such layers in place of all `nn.Linear` of a model, however deep, and
 # nothing else: embeddings and norms stay as they are. A layer whose own name (the last part of its full name) is in
 # `skip` stays too. By default that is `lm_head`: it decides between all tokens, and in many models (SmolLM2 too) its
 # weight *is* the table of embeddings. Quantising it would not free that table; it would only add a copy.
 # The function changes the model and gives the full names of the layers that it replaced, in the order in which
-# `model.named_modules()` gives them. You may assume that no layer stands in two places.
+# `model.named_modules()` gives them. You may assume that no layer stands in two places, that there is no
+# `nn.MultiheadAttention` (it reads the weight of a linear layer of its own), and that nobody turns a layer to another
+# dtype later (`.to(torch.bfloat16)` would turn the scales too).
 #
 # *Example.* In a Llama, the first names are `model.layers.0.self_attn.q_proj`, `...k_proj`, `...v_proj`, `...o_proj`,
 # `model.layers.0.mlp.gate_proj`, `...up_proj`, `...down_proj`; SmolLM2 has 30 times 7 = 210 of them.
@@ -727,8 +735,9 @@ for threshold in (0.0, 6.0):
 # and 0.37 times. Fewer bytes are only read faster by a kernel that is written for them and dequantises in registers. What
 # you surely gain is memory, and so room for a larger model or for more requests at once.
 #
-# *Common mistakes:* keeping `self.linear = linear` (nothing was saved); dequantising once in `__init__` or at the first
-# call; codes as plain attributes, which `state_dict` does not know; quantising the `lm_head`.
+# *Common mistakes:* keeping `self.linear = linear` (nothing was saved); quantising a weight that still asks for gradients
+# (what PyTorch notes for them keeps the weight alive: take `linear.weight.detach()`); dequantising once in `__init__`
+# or at the first call; codes as plain attributes, which `state_dict` does not know; quantising the `lm_head`.
 
 
 # %% task="WeightOnlyLinear"
@@ -805,23 +814,26 @@ def quantize_model(
 # model hold, how long does a user wait for the first token, and how many tokens per second follow?
 #
 # **Generate.** `step`, which `stepper(model)` of the first cell gives, is one run of a model. Give it the whole prompt
-# once. Then append the most likely token (the largest logit) to the answer, give `step` this **one token** with the
-# cache, and so on, until the answer has `max_new_tokens` tokens or its last token is `eos_id` ("end of sequence"; it
-# belongs to the answer). The cache holds what attention has computed for all earlier tokens. (It is called KV cache.) With
-# it each token is read only once. Hand on what `step` gave last; what it is, is not your concern. `step` is called once
-# per token of the answer, and not once more after the last.
+# once. Then append the most likely token (the largest logit; no two are equal) to the answer, give `step` this **one
+# token** with the cache, and so on, until the answer has `max_new_tokens` tokens or its last token is `eos_id` ("end of
+# sequence"; it belongs to the answer). The cache holds what attention has computed for all earlier tokens. (It is
+# called KV cache.) With it each token is read only once. Hand on what `step` gave last; what it is, is not your
+# concern. `step` is called once per token of the answer, and not once more after the last.
 #
 # **Report.** Read `clock` when you begin, when you have the first token, and when you have the last one:
 #
 # - `first_token_s`: seconds from the beginning to the first token. (Reading the prompt is called *prefill*.)
-# - `tokens_per_s`: the tokens *after* the first, divided by the seconds *since* the first. With only one token: 0.0.
+# - `tokens_per_s`: the tokens *after* the first, divided by the seconds *since* the first. With only one token: 0.0, and
+#   whether you read the clock a third time does not matter. (Each `step` takes time: the seconds are never 0.)
 #
 # *Example.* The prompt is `[5, 6]`; the first `step` takes 2 s, each other one 0.25 s; the most likely tokens are 7, 8, 9,
 # and `max_new_tokens=3`. `step` is called with `[[5, 6]]`, `[[7]]`, `[[8]]`. The report is `{"tokens": [7, 8, 9],
-# "first_token_s": 2.0, "tokens_per_s": 4.0}`: 2 tokens in 0.5 s, not 3 tokens in 2.5 s.
+# "first_token_s": 2.0, "tokens_per_s": 4.0}`: 2 tokens in 0.5 s, not 3 tokens in 2.5 s. If the second token were 0 and
+# `eos_id=0`, the answer would be `[7, 0]`.
 #
 # **Memory.** `held_bytes(model)` counts the bytes of all parameters and buffers of a model. A tensor that stands in two
-# places, as tied embeddings do, counts once. Buffers that no `state_dict` shows (`persistent=False`) count too.
+# places (the same object, as with tied embeddings) counts once. Buffers that no `state_dict` shows (`persistent=False`)
+# count too.
 #
 # *Example.* A linear layer from 4 to 3 numbers with a bias has 12 + 3 numbers: 60 bytes in fp32, 30 in bf16.
 #
@@ -926,10 +938,12 @@ if model_path:
 #
 # The logits at position $i$ of a window are about the token at position $i + 1$. $p$ is the softmax of the logits,
 # computed in fp32, whatever the dtype of the logits is, so that large logits do not overflow (`nn.functional.cross_entropy` or
-# `torch.log_softmax` do that).
+# `torch.log_softmax` do that). The mean is below 100, so that $\exp$ does not overflow.
 #
 # *Example.* $T = 7$, `window=4`, `stride=2`: the windows are tokens 0 to 3 (scores 1, 2, 3), 2 to 5 (scores 4, 5) and
-# 4 to 6 (scores 6). Three calls of the model, 3 + 2 + 1 = 6 scores. With `window=7` or more there is one call.
+# 4 to 6 (scores 6). Three calls of the model, 3 + 2 + 1 = 6 scores. With `window=7` or more there is one call. If a model
+# gives each token up to place 3 probability 1/2, and each later one 1/4, the mean of $-\ln p$ is
+# $(3 \ln 2 + 3 \ln 4) / 6$ and the perplexity $\sqrt 8 \approx 2.83$, whatever the windows are.
 #
 # *How much is lost?* You may read that 8 bits cost less than 5 % and 4 bits 5 to 10 %. It depends on model and text, so
 # measure it. The perplexity of SmolLM2-135M on 256 tokens of a licence was 0.994 times that of fp32 with int8, and 1.49
@@ -973,8 +987,8 @@ def perplexity(model: Callable[[torch.Tensor], torch.Tensor], ids: torch.Tensor,
 
 
 # %% [markdown]
-# Quality against memory, on a short text that lies on every machine (the documentation of one of Python's modules). A
-# few seconds per point; nothing to see without SmolLM2.
+# Quality against memory, on a short text that lies on every machine (the documentation of one of Python's modules).
+# Half a minute, or more on a busy machine; nothing to see without SmolLM2.
 
 # %%
 import statistics

@@ -34,7 +34,7 @@ def expect_codes(value: Any, expected: list[Any], dtype: torch.dtype, what: str)
     wanted = torch.tensor(expected, dtype=dtype)
     expect_tensor(value, dtype, wanted.shape, what)
     if not torch.equal(value, wanted):
-        fail(f"{what} are not what they should be.", value=value.tolist(), expected=show(expected))
+        fail(f"{what}: wrong.", value=value.tolist(), expected=show(expected))
 
 
 def expect_near(value: Any, expected: torch.Tensor, what: str, tolerance: float = 1e-5) -> None:
@@ -48,7 +48,7 @@ def expect_near(value: Any, expected: torch.Tensor, what: str, tolerance: float 
         at = "" if value.numel() > 12 else f": {[round(number, 6) for number in value.reshape(-1).tolist()]}"
         like = "" if value.numel() > 12 else f"{[round(number, 6) for number in expected.reshape(-1).tolist()]}"
         fail(
-            f"{what} is not what it should be.",
+            f"{what.rstrip(',')}: wrong.",
             value=f"off by up to {off:.3g}{at}",
             expected=like or f"off by at most {tolerance:g} of the largest",
         )
@@ -89,7 +89,7 @@ def test_absmax_rounds_to_even(submission):
 def test_zeropoint_examples(submission):
     """The range of the numbers and 0 is spread over the codes 0 to 255.
 
-    Hint: lo = min(0, smallest), hi = max(0, largest).
+    Hint: lo = min(0, smallest), hi = max(0, largest). `.item()` makes a Python number of a tensor that holds one.
     """
     for values, scale, zero_point, wanted in (
         ((-1.0, 0.0, 1.55), 0.01, 100, [0, 100, 255]),
@@ -332,6 +332,9 @@ def test_generate_example(submission):
     report = submission.generate(model.step, [5, 6], 3, None, model.clock)
     expect_equal(model.fed, [[5, 6], [7], [8]], "The tokens that step was called with")
     expect_report(report, [7, 8, 9], 2.0, 4.0, "of the example")
+    model = ScriptedModel([7, 0], prefill_s=2.0, decode_s=0.25)
+    report = submission.generate(model.step, [5, 6], 3, 0, model.clock)
+    expect_report(report, [7, 0], 2.0, 4.0, "of the example with eos_id=0")
 
 
 def test_held_bytes_examples(submission):
@@ -382,16 +385,20 @@ def test_perplexity_uniform(submission):
 def test_perplexity_windows(submission):
     """A text of 7 tokens with window=4 and stride=2 takes three calls, of the tokens 0 to 3, 2 to 5 and 4 to 6.
 
-    Hint: The last window is the first one that reaches the end of the text.
+    Hint: The last window is the first one that reaches the end of the text. Each token counts as much as any other.
     """
     calls: list[Any] = []
 
     def model(ids: Any) -> torch.Tensor:
+        """Finds the tokens up to 3 one of two, later ones one of four."""
         expect_window(ids, calls)
-        return torch.zeros(1, ids.shape[1], 10)
+        among = torch.where(ids < 3, 2, 4)[..., None]
+        likely = torch.arange(10) < among - 1  # and the right one
+        return torch.where(likely | (torch.arange(10) == ids[..., None] + 1), 0.0, -200.0)
 
-    submission.perplexity(model, torch.arange(7), 4, 2)
+    value = submission.perplexity(model, torch.arange(7), 4, 2)
     expect_equal(sorted(calls), [[0, 1, 2, 3], [2, 3, 4, 5], [4, 5, 6]], "The windows that the model was called with")
+    expect_close(value, 8**0.5, "The perplexity of the example", rel=1e-5)
 
 
 # ---------------------------------------------------------------------------------------------------- quantized_bytes
