@@ -64,7 +64,8 @@
 # a `TypeError`; a number that is neither `int` nor `float`, or a `bool`, is a `TypeError`; a value outside its range
 # (NaN and infinity are outside of every range) is a `ValueError`. The text of the error contains the argument's name.
 # `check_count` and `check_number`, below, do all this for you. If several errors apply to one call, any of them is
-# right. Other arguments need no checks. Never change a tensor or list that you are given.
+# right. Other arguments need no checks. Never change a tensor or list that you are given. All tensors and generators are
+# on the CPU.
 
 # %% given="course"
 import math
@@ -280,8 +281,9 @@ check("speedup")
 #
 # Longer drafts bring more tokens per step, but each further token is less likely to be reached and costs as much. The
 # best $\gamma$ is the one with the largest speed-up (with $v = 1$), looked for among the whole numbers from `min_gamma`
-# to `max_gamma`, both included. If several are equally good, the smallest. With `min_gamma = 0` the answer may be 0: do
-# not speculate at all. That is right whenever $\alpha \le c$.
+# to `max_gamma`, both included. If several are equally good, the smallest: where $\alpha$ and $c$ are 0, say, all are.
+# (Otherwise no case is asked for in which the second best comes within one millionth of the best.) With `min_gamma = 0`
+# the answer may be 0: do not speculate at all. That is right whenever $\alpha \le c$.
 #
 # *Examples.* For $\alpha = 0.8$ and `max_gamma` = 20: $c = 0.05$ gives 8, $c = 0.1$ gives 6, $c = 0.4$ gives 2.
 # $\alpha = 0.3, c = 0.4$: 0; with `min_gamma=1`: 1. $\alpha = 1, c = 0.1$: each token more pays, so `max_gamma`.
@@ -346,8 +348,9 @@ plt.show()
 # comes out when it is guessed (0.3), or when token 1 is guessed and rejected ($0.6 \cdot 0.5 = 0.3$): together 0.6, which
 # is $p(0)$. How likely is a guess accepted? $\alpha = \sum_x \min(p(x), q(x)) = 0.3 + 0.3 + 0.1 = 0.7$.
 #
-# If $p$ and $q$ are equal, nothing is ever rejected and the fraction is 0 / 0. Give $p$ there, not NaN. But if they
-# differ, however little, $r$ is defined and you give it: its numbers sum to 1.
+# If $p(x)$ is nowhere larger than $q(x)$, they are equal (up to rounding), nothing is ever rejected, and the fraction is
+# 0 / 0. Give $p$ there, not NaN. But if $p(x)$ is larger for any $x$, however little, $r$ is defined and you give it: its
+# numbers sum to 1.
 #
 # *Common mistakes:* $|p - q|$ instead of $\max(p - q, 0)$; no division by the sum; `+ 1e-8` in the denominator, which is
 # wrong where the sum is small; one sum for a whole batch instead of one for each distribution.
@@ -383,7 +386,7 @@ check("residual_distribution")
 # `draft_ids` is then filled up with $-1$ at the end. Let $n_b$ be the number of guesses of request $b$. For each request
 # on its own, with guesses $x_0, x_1, \dots$:
 #
-# 1. For $i = 0, 1, \dots, n_b - 1$: draw a new $u$, evenly from 0 up to 1 (1 excluded), and accept $x_i$ if
+# 1. For $i = 0, 1, \dots, n_b - 1$: take a new $u$, drawn evenly from 0 up to 1 (1 excluded), and accept $x_i$ if
 #    $u < p_i(x_i) / q_i(x_i)$.
 # 2. At the first guess that is *not* accepted, stop: draw one token from $r$ of task 4 with $p_i$ and $q_i$.
 #    Nothing after it counts.
@@ -405,7 +408,8 @@ check("residual_distribution")
 #
 # **All random numbers come from `generator`**: `torch.rand(..., generator=generator)` and
 # `torch.multinomial(probs, 1, generator=generator)`, which draws one token for each row of a matrix. Two generators with
-# the same seed give the same result; two calls with the same generator do not, since the first call has moved it on.
+# the same seed give the same result; two calls with the same generator do not, since the first call has moved it on. In
+# which order you draw is free, and so is drawing numbers that are not needed then, such as one $u$ for each guess at once.
 #
 # *Seen in a published course notebook:* accept if $p(x) > 0.1$, and draw from $p$ after a rejection. *In another program:*
 # the seed is set again before each number, so that all $u$ are the same. The text still looks fine: only counting shows
@@ -644,7 +648,8 @@ def check_compatible(target: Tokenizer, draft: Tokenizer) -> None:
 
     Raises:
         ValueError: the vocabularies differ; the text contains the smallest id that is not the same token in both, or
-            that only one has. If they are equal, but `eos_token_id` differs: the text contains `eos_token_id`.
+            that only one has (and whatever else you like). If they are equal, but `eos_token_id` differs: the text
+            contains `eos_token_id`.
     """
     # YOUR CODE HERE
     raise NotImplementedError()
@@ -676,14 +681,16 @@ check("check_compatible")
 # 1. *Guess.* The draft guesses $n$ tokens, one run for each: give it the tokens of `text` and of the guesses that are not in
 #    its cache yet, take the last row of logits, draw the next guess.
 #    $n = \gamma$, but at the end less: a step brings up to $n + 1$ tokens, so if $m$ tokens are still wanted,
-#    $n = \min(\gamma, m - 1)$.
+#    $n = \min(\gamma, m - 1)$. After a guess that is `eos_token_id` you may stop, or go on to $n$: both are right.
 # 2. *Check.* The target reads all that is not in its cache yet, the $n$ guesses at the end, in **one** run. Its last $n + 1$
 #    rows are the distributions $p_0 \dots p_n$ of task 5. The last guess is read by the target, and not by the draft.
 # 3. *Accept and reject* (task 5, with $B = 1$): the accepted guesses and one token more are certain now.
 # 4. *Roll back.* Crop both caches to the tokens that are still right. The last token of `text` is in no cache: it is new.
+#    (After the last step you need not.)
 #
 # With *temperature* $t > 0$, a row of logits $z$ means the distribution softmax$(z / t)$, **for target and draft alike**.
-# $t = 0$ is *greedy*: all probability on the token with the largest logit. Then a guess is accepted if the target would
+# (None between 0 and 0.01 is asked for.) $t = 0$ is *greedy*: all probability on the token with the largest logit; in the
+# rows that are asked for, no other token has the same one. Then a guess is accepted if the target would
 # have said the same, nothing is left to chance, and the result is what the target alone would have written.
 #
 # If `eos_token_id` is not `None`, that token ends the text: it is the last one of the result, also where it was an accepted
@@ -707,9 +714,9 @@ check("check_compatible")
 #
 # **What is counted.** Runs and tokens are counted by the grader. The target is run once per step, and at most once more (who
 # reads the prompt alone first). The draft is run once per guess, and at most once more. No model reads a token at a place
-# where it has read the same text before. No guess is made that cannot be used. And the clock: on a target that takes many
-# times as long as the draft and nearly always agrees, greedy decoding with $\gamma = 4$ must be 1.2 times as fast as the
-# plain loop with a cache; between 1 and 1.2 there is a part of the points.
+# where it has read the same text before. No step makes more than $\min(\gamma, m - 1)$ guesses. And the clock: on a
+# target that takes many times as long as the draft and nearly always agrees, greedy decoding with $\gamma = 4$ must be
+# 1.2 times as fast as the plain loop with a cache; between 1 and 1.2 there is a part of the points.
 #
 # *Common mistakes:* the target's cache is not cropped, so that rejected guesses stay in its text; the draft's is not: the
 # text is still right, but its guesses become bad. After a fully accepted draft, the last guess is missing in the draft's
@@ -770,7 +777,8 @@ check("speculative_generate")
 # %% [markdown]
 # Is it faster, and as much as task 2 says? The target here is the draft with 14 layers more, which cost time and change
 # little; noise on the draft's weights makes it worse. Lines: `speedup` with $\alpha$, $c$ and $v$ as they are on your machine.
-# ($\alpha$ is measured at $\gamma = 1$: only there is `accepted` / `drafted` the acceptance probability.) Dots: measured.
+# ($\alpha$ is measured at $\gamma = 1$: only there is `accepted` / `drafted` the acceptance probability.) Dots: measured. A
+# draft that is seldom right only costs time: its dots lie below 1, as they should.
 
 # %%
 import time

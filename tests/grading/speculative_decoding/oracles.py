@@ -278,9 +278,13 @@ def greedy_text(table: torch.Tensor, memory: int, ids: list[int], most: int, eos
 
 
 def tables(rng: random.Random, agree: float, size: int = 12) -> tuple[torch.Tensor, torch.Tensor]:
-    """Tables of a target and of a draft that is as sure of the same token in a share `agree` of the states."""
+    """Tables of a target and of a draft that is as sure of the same token in a share `agree` of the states.
+
+    The likeliest token is ahead by `GAP` at least: of equals, any would be right.
+    """
     draw = torch.Generator().manual_seed(rng.getrandbits(60))
     target = torch.randn(STATES, size, generator=draw)
+    target[torch.arange(STATES), target.argmax(1)] += GAP
     other = target.roll(rng.randint(1, size - 1), 1)
     return target, torch.where(torch.rand(STATES, 1, generator=draw) < agree, target, other)
 

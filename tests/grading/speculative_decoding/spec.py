@@ -38,7 +38,7 @@ ASSIGNMENT = Assignment(
             "rejection_sample",
             "Accept and reject, for a batch",
             minutes=60,
-            public={"test_rejection_forced": 2, "test_rejection_first_token": 2},
+            public={"test_rejection_forced": 2, "test_rejection_first_token": 1, "test_rejection_two_guesses": 1},
             hidden={
                 "test_rejection_law": 4,
                 "test_rejection_lengths": 2,

@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 
-from autograder.checks import expect_close, expect_equal, expect_raises, fail, show
+from autograder.checks import CheckFailed, SubmissionRaised, expect_close, expect_equal, expect_raises, fail, show
 
 
 def expect_tensor(value: Any, shape: tuple[int, ...], dtype: torch.dtype, what: str) -> None:
@@ -20,6 +20,28 @@ def expect_pair(value: Any, what: str) -> tuple[Any, Any]:
     if type(value) not in (tuple, list) or len(value) != 2:
         fail(f"{what} must be a pair (tokens, n_accepted).", value=value, expected="a tuple of two tensors")
     return value[0], value[1]
+
+
+def expect_built(
+    submission: Any, value: Any, expected: Any, what: str, *earlier: tuple[str, tuple[Any, ...], Any]
+) -> None:
+    """`value` must be `expected`; if not, the first of `earlier` (calls that it may stand on) that is wrong too is told."""
+
+    def expect(value: Any, expected: Any, what: str) -> None:
+        (expect_close if type(expected) is float else expect_equal)(value, expected, what)
+
+    try:
+        expect(value, expected, what)
+    except CheckFailed as wrong:
+        for name, arguments, right in earlier:
+            try:
+                expect(getattr(submission, name)(*arguments), right, name)
+            except CheckFailed:
+                message = f"{wrong.message} Mend {name} first: {name}{arguments} is wrong too."
+                raise CheckFailed(message, wrong.value, wrong.expected) from None
+            except SubmissionRaised:
+                continue
+        raise
 
 
 # -------------------------------------------------------------------------------------- expected_tokens, speedup, gamma
@@ -48,14 +70,15 @@ def test_speedup_examples(submission):
 
     Hint: Compute the cost of one step first. How many runs of the draft are in it?
     """
-    for arguments, expected in (
-        ((0.8, 4, 0.1), 3.3616 / 1.4),
-        ((0.8, 4, 0.1, 1.3), 3.3616 / 1.7),
-        ((0.8, 5, 0.4), 1.22976),
-        ((0.8, 0, 0.4), 1.0),
-        ((0, 2, 0.5), 0.5),
+    for arguments, tokens, cost in (
+        ((0.8, 4, 0.1), 3.3616, 1.4),
+        ((0.8, 4, 0.1, 1.3), 3.3616, 1.7),
+        ((0.8, 5, 0.4), 3.68928, 3.0),
+        ((0.8, 0, 0.4), 1.0, 1.0),
+        ((0, 2, 0.5), 1.0, 2.0),
     ):
-        expect_close(submission.speedup(*arguments), expected, f"speedup{arguments}")
+        value, earlier = submission.speedup(*arguments), ("expected_tokens", arguments[:2], tokens)
+        expect_built(submission, value, tokens / cost, f"speedup{arguments}", earlier)
 
 
 def test_gamma_examples(submission):
@@ -72,7 +95,8 @@ def test_gamma_examples(submission):
         ((0.3, 0.4, 20, 1), 1),
         ((1.0, 0.1, 7), 7),
     ):
-        expect_equal(submission.optimal_gamma(*arguments), expected, f"optimal_gamma{arguments}")
+        value, earlier = submission.optimal_gamma(*arguments), ("speedup", (0.8, 4, 0.1), 3.3616 / 1.4)
+        expect_built(submission, value, expected, f"optimal_gamma{arguments}", earlier)
 
 
 # ---------------------------------------------------------------------------------------------- residual_distribution
@@ -87,12 +111,13 @@ def test_residual_examples(submission):
         ([0.6, 0.3, 0.1], [0.3, 0.6, 0.1], [1.0, 0.0, 0.0]),
         ([0.5, 0.3, 0.2, 0.0], [0.1, 0.2, 0.3, 0.4], [0.8, 0.2, 0.0, 0.0]),
         ([0.25, 0.75], [0.25, 0.75], [0.25, 0.75]),
+        ([0.5 + 2**-22, 0.5 - 2**-22], [0.5, 0.5], [1.0, 0.0]),
     ):
         got = submission.residual_distribution(torch.tensor(p), torch.tensor(q))
         what = f"residual_distribution of p = {p} and q = {q}"
         expect_tensor(got, (len(p),), torch.float32, what)
         if not torch.allclose(got, torch.tensor(expected), atol=1e-5):
-            fail(f"{what} is not what it should be.", value=got.tolist(), expected=show(expected))
+            fail(f"{what} is wrong.", value=got.tolist(), expected=show(expected))
 
 
 # --------------------------------------------------------------------------------------------------- rejection_sample
@@ -148,7 +173,32 @@ def test_rejection_first_token(submission):
     share = (n_accepted == 1).double().mean().item()
     if abs(share - 0.6) > 0.025:
         what = "The share of accepted guesses"
-        fail(f"{what} is not what it should be.", value=round(share, 3), expected="0.6, give or take 0.025")
+        fail(f"{what} is wrong.", value=round(share, 3), expected="0.6, give or take 0.025")
+
+
+def test_rejection_two_guesses(submission):
+    """Of 20,000 requests with two guesses each, the numbers of accepted guesses and the tokens have the shares that they must.
+
+    Hint: Is every u a new one? From which rows come p and q of a guess that is rejected?
+    """
+    # Nine shares, each as in the check before: false alarms at most 3e-10.
+    many = 20_000
+    p = torch.tensor([[0.5, 0.3, 0.2], [0.4, 0.2, 0.4], [0.1, 0.1, 0.8]])
+    q = torch.tensor([[0.2, 0.2, 0.6], [0.3, 0.6, 0.1]])
+    source = torch.Generator().manual_seed(6)
+    guesses = torch.multinomial(q, many, replacement=True, generator=source).T.contiguous()
+    given = (guesses, q.repeat(many, 1, 1), p.repeat(many, 1, 1), submission.make_generator(12))
+    tokens, n_accepted = expect_pair(submission.rejection_sample(*given), "The result for 20,000 requests")
+    expect_tensor(tokens, (many, 3), torch.int64, "tokens for 20,000 requests")
+    expect_tensor(n_accepted, (many,), torch.int64, "n_accepted for 20,000 requests")
+    wanted = {f"requests with {k} accepted guesses": (n_accepted == k, (0.4, 0.24, 0.36)[k]) for k in range(3)}
+    for token in range(3):  # a second token is drawn where the first guess was accepted (0.6), a third where both were
+        wanted[f"requests whose second token is {token}"] = (tokens[:, 1] == token, (0.24, 0.12, 0.24)[token])
+        wanted[f"requests whose third token is {token}"] = (tokens[:, 2] == token, (0.036, 0.036, 0.288)[token])
+    for name, (are, right) in wanted.items():
+        if abs(share := are.double().mean().item() - right) > 0.025:
+            what = f"The share of {name}, with the p and q of this check,"
+            fail(f"{what} is wrong.", value=round(right + share, 3), expected=f"{right:.3g}, give or take 0.025")
 
 
 # ---------------------------------------------------------------------------- PromptLookupProposer, AdaptiveGamma, vocab
@@ -188,7 +238,8 @@ def test_adaptive_example(submission):
             adaptive.update(*step)
         after = f"after update{step}" if step else "before the first step"
         expect_close(adaptive.alpha(), alpha, f"The estimate {after}")
-        expect_equal(adaptive.gamma(), gamma, f"The draft length {after}")
+        earlier = ("optimal_gamma", (alpha, 0.1, 8, 1), gamma)
+        expect_built(submission, adaptive.gamma(), gamma, f"The draft length {after}", earlier)
 
 
 def test_compatible_examples(submission):

@@ -1,6 +1,6 @@
 """Draws from the target and claims that a guess was accepted where it happens to be the same: the text's law is right.
 
-fails: test_rejection_law test_rejection_lengths test_rejection_first_token
+fails: test_rejection_law test_rejection_lengths test_rejection_first_token test_rejection_two_guesses
 based on: right/generates_by_itself
 
 attack: D19

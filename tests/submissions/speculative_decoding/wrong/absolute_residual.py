@@ -1,7 +1,7 @@
 """Draws from |p - q| after a rejection.
 
 fails: test_rejection_first_token test_rejection_law test_rejection_lengths test_rejection_one_hot
-fails: test_rejection_forced
+fails: test_rejection_forced test_rejection_two_guesses
 based on: right/generates_by_itself
 """
 

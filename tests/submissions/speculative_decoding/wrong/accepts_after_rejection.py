@@ -1,6 +1,7 @@
 """Goes on after a rejection and counts later guesses that would be accepted.
 
 fails: test_rejection_forced test_rejection_law test_rejection_lengths test_rejection_one_hot
+fails: test_rejection_two_guesses
 based on: right/generates_by_itself
 """
 

@@ -1,6 +1,7 @@
 """Gives one token too many after a rejection: the residual's, and one of the next row.
 
 fails: test_rejection_forced test_rejection_law test_rejection_lengths test_rejection_one_hot
+fails: test_rejection_two_guesses
 based on: right/generates_by_itself
 """
 

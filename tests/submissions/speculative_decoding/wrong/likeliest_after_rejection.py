@@ -1,6 +1,7 @@
 """Takes the likeliest token of the residual instead of drawing.
 
 fails: test_rejection_first_token test_rejection_law test_rejection_lengths test_rejection_one_hot
+fails: test_rejection_two_guesses
 based on: right/generates_by_itself
 """
 

@@ -1,6 +1,7 @@
 """Gives no bonus token after a draft that was accepted whole: -1 stands there.
 
 fails: test_rejection_forced test_rejection_law test_rejection_lengths test_rejection_one_hot
+fails: test_rejection_two_guesses
 based on: right/generates_by_itself
 """
 

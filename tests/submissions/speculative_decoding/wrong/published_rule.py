@@ -1,6 +1,7 @@
 """The rule of a published notebook: accept if p(x) > 0.1, and draw from p after a rejection.
 
 fails: test_rejection_first_token test_rejection_law test_rejection_lengths test_rejection_one_hot
+fails: test_rejection_two_guesses
 based on: right/generates_by_itself
 """
 

@@ -1,6 +1,7 @@
 """Draws from p after a rejection, not from what is missing.
 
 fails: test_rejection_first_token test_rejection_law test_rejection_lengths test_rejection_one_hot
+fails: test_rejection_two_guesses
 based on: right/generates_by_itself
 """
 

@@ -1,6 +1,7 @@
 """Checks each guess against the row after its own: the model's output at the place of the guess itself.
 
 fails: test_rejection_forced test_rejection_law test_rejection_lengths test_rejection_one_hot
+fails: test_rejection_two_guesses
 based on: right/generates_by_itself
 """
 

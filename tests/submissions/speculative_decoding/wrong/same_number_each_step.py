@@ -1,6 +1,6 @@
 """Seeds again before each place of the draft, as a public program does: u is the same at all places of a request.
 
-fails: test_rejection_law test_rejection_lengths test_rejection_one_hot
+fails: test_rejection_law test_rejection_lengths test_rejection_one_hot test_rejection_two_guesses
 based on: right/generates_by_itself
 """
 

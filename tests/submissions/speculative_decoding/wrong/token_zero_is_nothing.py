@@ -1,7 +1,7 @@
 """Takes token 0 for the end of the draft.
 
 fails: test_rejection_forced test_rejection_first_token test_rejection_law test_rejection_lengths
-fails: test_rejection_one_hot
+fails: test_rejection_one_hot test_rejection_two_guesses
 based on: right/generates_by_itself
 """
 
