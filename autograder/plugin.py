@@ -301,11 +301,11 @@ class JudgePlugin:
 def where(lines: Sequence[tuple[str, int, str]], own: Container[str]) -> str:
     """The last line of the student's `own` cells, and the line of a given cell where that ended. Empty if none is known."""
     mine = [each for each in lines if each[0] in own]
-    shown = [(mine or lines)[-1]] if lines else []
-    if mine and lines[-1] != mine[-1]:
-        shown.append(lines[-1])
-    texts = [f"cell {cell}, line {number}: {line}" for cell, number, line in shown]
-    return f" ({'; raised in the given '.join(texts)})" if texts else ""
+    if not lines:
+        return ""
+    cell, number, line = (mine or lines)[-1]
+    inner = f"; raised in the given cell {lines[-1][0]}, line {lines[-1][1]}" if mine and lines[-1] != mine[-1] else ""
+    return f" (cell {cell}, line {number}: {line}{inner})"
 
 
 class _Hooks:
