@@ -240,7 +240,7 @@ def expected_tokens(alpha: float, gamma: int) -> float:
 #
 # The paper takes $v = 1$: to check $\gamma + 1$ tokens takes as long as to compute one. That is nearly true where
 # reading weights takes all the time (large model, small batch), and wrong where computing does (large batch, or a CPU).
-# Without a draft there is nothing to check, so for $\gamma = 0$ give $v = 1$.
+# Without a draft there is nothing to check, so where $\gamma = 0$, only $v = 1$ is asked for.
 #
 # *Examples.* $\alpha = 0.8, \gamma = 4, c = 0.1, v = 1$: $3.3616 / 1.4 = 2.4011$. The same with $v = 1.3$:
 # $3.3616 / 1.7 = 1.9774$. A slow draft: $\alpha = 0.8, \gamma = 5, c = 0.4$: $3.68928 / 3 = 1.2298$.

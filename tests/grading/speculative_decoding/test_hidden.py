@@ -76,12 +76,13 @@ def test_speedup_exact(submission, rng):
     Hint: v is the time of the checking run alone; the draft's runs come on top.
     """
     cases: list[tuple[Any, ...]] = [
-        (rng.random(), rng.randint(0, 30), rng.uniform(0, 1.5), rng.uniform(1, 3)) for _ in range(20)
+        (rng.random(), rng.randint(1, 30), rng.uniform(0, 1.5), rng.uniform(1, 3)) for _ in range(20)
     ]
     cases += [(rng.random(), rng.randint(1, 9), rng.random()) for _ in range(10)] + [
         (1, 4, 0),
         (0.5, 3, 2),
         (1, 1, 1, 2),
+        (rng.random(), 0, rng.random()),  # with v = 1: what another v means there, the text leaves open
     ]
     for case, value in zip(cases, submission.speedup.each(cases), strict=True):
         alpha, gamma, c, v = (*case, 1)[:4]
