@@ -1,0 +1,27 @@
+"""Gives nothing at the end, also where a character is not complete.
+
+fails: test_detokenizer_examples test_detokenizer_any_tokens
+"""
+
+
+# %% task="IncrementalDetokenizer"
+class IncrementalDetokenizer:
+    def __init__(self, decode: Callable[[list[int]], str]) -> None:
+        self._decode = decode
+        self._ids: list[int] = []
+        self._prefix = self._read = 0
+
+    def push(self, token: int) -> str:
+        self._ids.append(token)
+        text = self._new()
+        if not text or text.endswith("\ufffd"):
+            return ""
+        self._prefix, self._read = self._read, len(self._ids)
+        return text
+
+    def finish(self) -> str:
+        return ""
+
+    def _new(self) -> str:
+        given = self._decode(self._ids[self._prefix : self._read])
+        return self._decode(self._ids[self._prefix :])[len(given) :]

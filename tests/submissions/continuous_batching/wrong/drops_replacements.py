@@ -1,0 +1,28 @@
+"""Never shows a replacement character, also where it belongs to the text.
+
+fails: test_detokenizer_examples test_detokenizer_any_tokens test_detokenizer_smollm2
+"""
+
+
+# %% task="IncrementalDetokenizer"
+class IncrementalDetokenizer:
+    def __init__(self, decode: Callable[[list[int]], str]) -> None:
+        self._decode = decode
+        self._ids: list[int] = []
+        self._prefix = self._read = 0
+
+    def push(self, token: int) -> str:
+        self._ids.append(token)
+        text = self._new()
+        if not text or text.endswith("\ufffd"):
+            return ""
+        text_shown = text.replace("\ufffd", "")
+        self._prefix, self._read = self._read, len(self._ids)
+        return text_shown
+
+    def finish(self) -> str:
+        return self._new()
+
+    def _new(self) -> str:
+        given = self._decode(self._ids[self._prefix : self._read])
+        return self._decode(self._ids[self._prefix :])[len(given) :]

@@ -1,0 +1,26 @@
+"""Gives a gap for each token: the gap of a piece, divided by its tokens.
+
+fails: test_stream_example test_stream_any
+"""
+
+
+# %% task="measure_stream"
+def measure_stream(sent_s: float, events: Sequence[tuple[float, int]]) -> dict[str, object]:
+    before = sent_s
+    for time_s, n_tokens in events:
+        if time_s < before or n_tokens < 0:
+            raise ValueError(
+                f"events must be in order, with counts of at least 0, not {(time_s, n_tokens)} after {before}"
+            )
+        before = time_s
+    times = [time_s for time_s, n_tokens in events if n_tokens]
+    total = sum(n_tokens for _, n_tokens in events)
+    return {
+        "ttft_s": times[0] - sent_s if times else None,
+        "tpot_s": (times[-1] - times[0]) / (total - 1) if total > 1 else None,
+        "itl_s": [
+            (late[0] - early[0]) / late[1]
+            for early, late in zip([e for e in events if e[1]], [e for e in events if e[1]][1:])
+            for _ in range(late[1])
+        ],
+    }

@@ -1,0 +1,22 @@
+"""Applies the repetition penalty last.
+
+fails: test_sample_certain test_sample_law
+"""
+
+
+# %% task="sample"
+def sample(
+    logits: torch.Tensor,
+    params: Sequence[SamplingParams],
+    generators: Sequence[torch.Generator],
+    token_ids: Sequence[Sequence[int]],
+) -> torch.Tensor:
+    drawn = []
+    for row, wanted, generator, text in zip(logits, params, generators, token_ids, strict=True):
+        row = apply_temperature(row, wanted.temperature)
+        row = apply_min_p(row, wanted.min_p)
+        row = apply_top_k(row, wanted.top_k)
+        row = apply_top_p(row, wanted.top_p)
+        row = apply_repetition_penalty(row, wanted.repetition_penalty, text)
+        drawn.append(torch.multinomial(torch.softmax(row, -1), 1, generator=generator))
+    return torch.cat(drawn)

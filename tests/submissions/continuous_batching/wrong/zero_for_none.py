@@ -1,0 +1,22 @@
+"""Gives 0.0 where there is nothing to measure.
+
+fails: test_stream_example test_stream_any
+"""
+
+
+# %% task="measure_stream"
+def measure_stream(sent_s: float, events: Sequence[tuple[float, int]]) -> dict[str, object]:
+    before = sent_s
+    for time_s, n_tokens in events:
+        if time_s < before or n_tokens < 0:
+            raise ValueError(
+                f"events must be in order, with counts of at least 0, not {(time_s, n_tokens)} after {before}"
+            )
+        before = time_s
+    times = [time_s for time_s, n_tokens in events if n_tokens]
+    total = sum(n_tokens for _, n_tokens in events)
+    return {
+        "ttft_s": times[0] - sent_s if times else 0.0,
+        "tpot_s": (times[-1] - times[0]) / (total - 1) if total > 1 else 0.0,
+        "itl_s": [late - early for early, late in zip(times, times[1:])],
+    }
