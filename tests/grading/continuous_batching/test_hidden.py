@@ -348,13 +348,18 @@ def test_stop_any_pieces(submission, rng):
 
     Hint: Feed a short text over the letters a and b character by character, with stop strings such as "aab" and "ab".
     """
-    for number in range(150):
+    for number in range(140):
         letters = rng.choice(["ab", "abc", "a", "ab\n", "你a🙂"])
         stop = ["".join(rng.choice(letters) for _ in range(rng.randint(1, 5))) for _ in range(rng.randint(0, 3))]
-        stop = [] if number % 10 == 9 else stop
         text = "".join(rng.choice(letters) for _ in range(rng.randint(0, 30)))
         include = rng.random() < 0.4
-        pieces = pieces_of(text, rng)
+        if number < 20:  # one stop string ends inside the other one, or together with it
+            outer = "".join(rng.sample("abcdefgh", 6))
+            stop = rng.choice([[outer, outer[1:4]], [outer[2:4], outer]]) if number % 2 else [outer[2:], outer]
+            text, include = f"xy{outer}z", number % 4 < 2
+        elif number % 10 == 9:
+            stop = []
+        pieces = [text] if 8 < number < 20 else pieces_of(text, rng)
         checker = submission.StopChecker(stop, [999], include)
         place = oracles.stopped(text, stop)
         values = checker.feed.each([(piece, 1) for piece in pieces_until(pieces, place[0] if place else None)])
@@ -689,7 +694,8 @@ def run(
     Nothing is compared with the rules: this is what an engine sees.
     """
     block_size = sizes.pop("block_size")
-    pool = submission.BlockPool(sizes.pop("num_blocks"), block_size)
+    num_blocks = sizes.pop("num_blocks")
+    pool = submission.BlockPool(num_blocks, block_size)
     scheduler = submission.ContinuousBatchingScheduler(pool=pool, **sizes)
     lengths = {name: len(prompt) for name, prompt, _ in requests}
     answers: dict[str, list[int]] = {name: [] for name in lengths}
@@ -706,11 +712,10 @@ def run(
         log.append({name: len(tokens) for name, (_, tokens, _) in scheduled.items()})
         sampled = {}
         for name, (start, tokens, blocks) in scheduled.items():
-            if name not in lengths or start < 0 or len(blocks) * block_size < start + len(tokens):
-                fail(
-                    f"An entry cannot be computed {at}: there are too few blocks, or no such request.",
-                    value={name: blocks},
-                )
+            there = all(0 <= block < num_blocks for block in blocks)
+            if name not in lengths or start < 0 or len(blocks) * block_size < start + len(tokens) or not there:
+                what = "there is no such request, or no such block, or there are too few blocks"
+                fail(f"An entry cannot be computed {at}: {what}.", value={name: blocks})
             for place, token in enumerate(tokens, start=start):
                 memory[blocks[place // block_size], place % block_size] = token
         for name, (start, tokens, blocks) in scheduled.items():
@@ -749,7 +754,8 @@ def test_scheduler_steps(submission):
 
     Hint: How many requests take part in each step? A place that became free must be taken in the next one.
     """
-    # Fixed, so that the figure is always the same. Static: 392 steps. The reference: see the comment at the end.
+    # Fixed, so that the figures are always the same. Static: 278 steps; the reference: 134, 2.07 times fewer; where all places
+    # are always taken: 119. Static batching in a scheduler has the ratio 1.
     draw = random.Random(64)
     wanted = [min(60, 1 + int(draw.expovariate(1 / 16))) for _ in range(64)]
     requests = [(f"r{number}", [1] * draw.randint(4, 30), count) for number, count in enumerate(wanted)]

@@ -18,5 +18,5 @@ def measure_stream(sent_s: float, events: Sequence[tuple[float, int]]) -> dict[s
     return {
         "ttft_s": times[0] - sent_s if times else None,
         "tpot_s": (times[-1] - times[0]) / (len(times) - 1) if len(times) > 1 else None,
-        "itl_s": [late - early for early, late in zip(times, times[1:])],
+        "itl_s": [late - early for early, late in pairwise(times)],
     }

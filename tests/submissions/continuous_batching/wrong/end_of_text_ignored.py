@@ -15,8 +15,8 @@ class StopChecker:
         self._held = ""
 
     def feed(self, text: str, token_id: int) -> tuple[str, str | None]:
-        for place, character in enumerate(text):
-            seen = self._held + text[: place + 1]
+        for end in range(1, len(text) + 1):
+            seen = self._held + text[:end]
             for stop in self._stop:
                 if seen.endswith(stop):
                     self._held = ""

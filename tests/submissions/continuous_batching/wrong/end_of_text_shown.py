@@ -17,8 +17,8 @@ class StopChecker:
     def feed(self, text: str, token_id: int) -> tuple[str, str | None]:
         if token_id in self._eos_token_ids:
             return self.finish() + text, "stop"
-        for place, character in enumerate(text):
-            seen = self._held + text[: place + 1]
+        for end in range(1, len(text) + 1):
+            seen = self._held + text[:end]
             for stop in self._stop:
                 if seen.endswith(stop):
                     self._held = ""

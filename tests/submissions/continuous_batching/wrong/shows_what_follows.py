@@ -17,13 +17,13 @@ class StopChecker:
     def feed(self, text: str, token_id: int) -> tuple[str, str | None]:
         if token_id in self._eos_token_ids:
             return self.finish(), "stop"
-        self_seen = self._held + text
-        for place, character in enumerate(text):
-            seen = self._held + text[: place + 1]
+        whole = self._held + text
+        for end in range(1, len(text) + 1):
+            seen = self._held + text[:end]
             for stop in self._stop:
                 if seen.endswith(stop):
                     self._held = ""
-                    return self_seen if self._include_stop else seen.removesuffix(stop), "stop"
+                    return whole if self._include_stop else seen.removesuffix(stop), "stop"
         seen = self._held + text
         for start in range(max(0, len(seen) - len(max(self._stop, key=len, default=""))), len(seen) + 1):
             if any(stop.startswith(seen[start:]) for stop in self._stop) or start == len(seen):

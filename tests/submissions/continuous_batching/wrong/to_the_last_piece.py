@@ -18,5 +18,5 @@ def measure_stream(sent_s: float, events: Sequence[tuple[float, int]]) -> dict[s
     return {
         "ttft_s": times[0] - sent_s if times else None,
         "tpot_s": (events[-1][0] - times[0]) / (total - 1) if total > 1 else None,
-        "itl_s": [late - early for early, late in zip(times, times[1:])],
+        "itl_s": [late - early for early, late in pairwise(times)],
     }
