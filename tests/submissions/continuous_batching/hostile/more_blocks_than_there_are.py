@@ -1,6 +1,6 @@
 """Gives the pool a thousand blocks more, so that nobody is ever preempted, and lies about how many are free.
 
-fails: test_scheduler_example test_scheduler_walk test_scheduler_vllm test_scheduler_answers
+fails: test_scheduler_example test_scheduler_walk test_scheduler_vllm test_scheduler_answers test_scheduler_steps
 
 attack: K1
 stopped by: O, every decision is compared with one that the grader makes, and every block id with the size of the pool.

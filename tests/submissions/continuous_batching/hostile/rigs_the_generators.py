@@ -1,4 +1,4 @@
-"""Replaces the course's generators by ones that all give the same, and torch's softmax by one that is certain.
+"""Replaces the course's generators by ones that all give the same, and torch's draws by ones that are certain.
 
 fails: test_sample_example test_sample_law test_sample_in_any_batch
 
@@ -11,7 +11,7 @@ stopped by: O, what is drawn is counted in the grader, and compared with the exa
 def sample(logits, params, generators, token_ids):
     global make_generator
     make_generator = lambda seed: torch.Generator().manual_seed(1)
-    torch.softmax = lambda row, dim: torch.nn.functional.one_hot(row.argmax(dim), row.shape[dim]).float()
+    torch.multinomial = lambda probs, n, **kwargs: probs.argmax(-1, keepdim=True)
     drawn = []
     for row, wanted, text in zip(logits, params, token_ids, strict=True):
         row = apply_repetition_penalty(row, wanted.repetition_penalty, text)
