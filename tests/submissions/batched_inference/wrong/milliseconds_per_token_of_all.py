@@ -1,0 +1,17 @@
+"""Time per token of all rows together.
+
+fails: test_throughput_example test_throughput_any
+"""
+
+
+# %% task="throughput"
+def throughput(new_ids: torch.Tensor, eos_id: int | None, elapsed_s: float) -> dict[str, Any]:
+    check_number(elapsed_s, "elapsed_s")
+    count = 0
+    for row in new_ids.tolist():
+        count += row.index(eos_id) + 1 if eos_id in row else len(row)
+    return {
+        "new_tokens": count,
+        "tokens_per_s": count / elapsed_s,
+        "time_per_token_ms": 1000 * elapsed_s / count,
+    }

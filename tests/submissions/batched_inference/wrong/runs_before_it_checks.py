@@ -1,0 +1,35 @@
+"""Warms up, then checks repeats.
+
+fails: test_benchmark_arguments
+"""
+
+
+# %% task="benchmark"
+def benchmark(
+    fn: Callable[[], object],
+    warmup: int,
+    repeats: int,
+    sync: Callable[[], object],
+    clock: Callable[[], float] = time.perf_counter,
+) -> dict[str, Any]:
+    check_count(warmup, "warmup")
+    for _ in range(warmup):
+        fn()
+    check_count(repeats, "repeats", 1)
+    times = []
+    for _ in range(repeats):
+        sync()
+        begin = clock()
+        fn()
+        sync()
+        times.append(clock() - begin)
+    ordered = sorted(times)
+    rank = 0.95 * (repeats - 1)
+    low = int(rank)
+    high = min(low + 1, repeats - 1)
+    return {
+        "min_s": ordered[0],
+        "median_s": float(statistics.median(times)),
+        "p95_s": ordered[low] + (rank - low) * (ordered[high] - ordered[low]),
+        "times_s": times,
+    }
