@@ -136,7 +136,7 @@ BEGINNINGS = (
     "My neighbour's {} likes to",
 )
 ANIMALS = ("cat", "horse", "fox", "whale", "mouse", "camel", "duck", "wolf", "goat", "bear", "owl", "frog")
-MANY = 8
+MANY = 6
 LENGTH = 16
 """Tokens of a question; a beginning has fewer. So every batch of both has pads."""
 

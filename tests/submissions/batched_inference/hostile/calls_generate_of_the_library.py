@@ -1,7 +1,7 @@
 """Lets transformers write wherever it can get hold of a real model, and claims nothing else.
 
 fails: test_greedy_example test_greedy_rows test_greedy_transformers test_greedy_counts test_greedy_ends
-fails: test_batched_example test_batched_rows test_batched_counts test_greedy_arguments
+fails: test_batched_example test_batched_rows test_batched_counts test_batched_arguments test_greedy_arguments
 
 attack: D19 K1
 stopped by: D, the model whose calls are counted is in the judge, and has no `generate`.
