@@ -92,15 +92,10 @@ def fail(message: str, *, value: Any = _NOTHING, expected: str | None = None) ->
     raise CheckFailed(message, None if value is _NOTHING else show(value), expected)
 
 
-def _wrong(what: str, how: str, value: str, expected: str) -> NoReturn:
-    """End the check: `what` (in whatever number, perhaps ending in a comma) is wrong, and `how`."""
-    raise CheckFailed(f"{what.rstrip(',')}: {how}{'' if how.endswith('?') else '.'}", value, expected)
-
-
 def expect_type(value: Any, kind: type, what: str) -> None:
     """`value` must be exactly of `kind`: a bool is no int, an int no float."""
     if type(value) is not kind:
-        _wrong(what, "wrong type", f"{show(value)} ({_type_name(value)})", kind.__name__)
+        raise CheckFailed(f"{_plain(what)}: wrong type.", f"{show(value)} ({_type_name(value)})", kind.__name__)
 
 
 def expect_equal(value: Any, expected: Any, what: str) -> None:
@@ -109,17 +104,17 @@ def expect_equal(value: Any, expected: Any, what: str) -> None:
         return
     given, wanted = _type_name(value), type(expected).__name__
     if value is None:
-        _wrong(what, "None. Is a `return` missing?", "None", show(expected))
+        fail(f"{_plain(what)}: None. Is a `return` missing?", value=None, expected=show(expected))
     if given != wanted:
-        _wrong(what, "wrong type", f"{show(value)} ({given})", f"{show(expected)} ({wanted})")
-    _wrong(what, "wrong", show(value), show(expected))
+        raise CheckFailed(f"{_plain(what)}: wrong type.", f"{show(value)} ({given})", f"{show(expected)} ({wanted})")
+    fail(f"{_plain(what)}: wrong value.", value=value, expected=show(expected))
 
 
 def expect_close(value: Any, expected: float, what: str, *, rel: float = 1e-9) -> None:
     """`value` must be a finite float within `rel` of `expected`."""
     expect_type(value, float, what)
     if not (math.isfinite(value) and math.isclose(value, expected, rel_tol=rel)):
-        _wrong(what, "wrong", show(value), show(expected))
+        fail(f"{_plain(what)}: wrong value.", value=value, expected=show(expected))
 
 
 def expect_raises(
@@ -144,6 +139,11 @@ def sentence_and_hint(docstring: str) -> tuple[str, str]:
     sentence, *paragraphs = (" ".join(part.split()) for part in docstring.split("\n\n"))
     hint = next((part.removeprefix("Hint:").strip() for part in paragraphs if part.startswith("Hint:")), "")
     return sentence, hint
+
+
+def _plain(what: str) -> str:
+    """`what` before a colon, which serves one thing and several: without the comma that a clause ends in."""
+    return what.rstrip(",")
 
 
 def _type_name(value: Any) -> str:

@@ -34,7 +34,7 @@ def expect_codes(value: Any, expected: list[Any], dtype: torch.dtype, what: str)
     wanted = torch.tensor(expected, dtype=dtype)
     expect_tensor(value, dtype, wanted.shape, what)
     if not torch.equal(value, wanted):
-        fail(f"{what}: wrong.", value=value.tolist(), expected=show(expected))
+        fail(f"{what}: wrong value.", value=value.tolist(), expected=show(expected))
 
 
 def expect_near(value: Any, expected: torch.Tensor, what: str, tolerance: float = 1e-5) -> None:
@@ -48,7 +48,7 @@ def expect_near(value: Any, expected: torch.Tensor, what: str, tolerance: float 
         at = "" if value.numel() > 12 else f": {[round(number, 6) for number in value.reshape(-1).tolist()]}"
         like = "" if value.numel() > 12 else f"{[round(number, 6) for number in expected.reshape(-1).tolist()]}"
         fail(
-            f"{what.rstrip(',')}: wrong.",
+            f"{what.rstrip(',')}: wrong value.",
             value=f"off by up to {off:.3g}{at}",
             expected=like or f"off by at most {tolerance:g} of the largest",
         )

@@ -163,7 +163,7 @@ def test_an_assignment_goes_its_way_with_nbgraders_buttons(course: Course, tmp_p
         output = run_check(page, "double")
         output.get_by_text("FAILED").wait_for()
         picture("failed")
-        assert "Twice 1: wrong." in validated(page)
+        assert "Twice 1: wrong value." in validated(page)
         picture("not-valid")
         page.keyboard.press("Escape")
         write(page, "def double", SOLUTION)

@@ -259,7 +259,7 @@ def test_rows_are_in_the_language_in_use() -> None:
     assignment = load_assignment("kv_cache")
     check = next(check for check in assignment.checks if not check.hidden)
     found = finding(
-        check, message="Bytes of one token is not what it should be.", value="1",
+        check, message="Bytes of one token: wrong value.", value="1",
         sentence="A contiguous cache holds the tokens of all sequences, and nothing for no sequences.",
         hint="Without a block_size nothing is rounded.",
     )  # fmt: skip

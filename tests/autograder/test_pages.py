@@ -52,7 +52,7 @@ MARKUP = (
 def finding(check: Check, outcome: Outcome, **fields: Any) -> Finding:
     """What a judge would have noted, with texts of every kind."""
     text = {
-        "message": "" if outcome is Outcome.PASSED else "The bytes of one token: wrong.",
+        "message": "" if outcome is Outcome.PASSED else "The bytes of one token: wrong value.",
         "hint": "A token stores one key and one value per KV head." if outcome is Outcome.FAILED else "",
         "value": "524_288" if outcome is Outcome.FAILED else None,
         "expected": "131_072" if outcome is Outcome.FAILED else None,

@@ -37,4 +37,4 @@ def test_what_is_wrong_is_told_in_any_number(what: str) -> None:
         with pytest.raises(CheckFailed) as caught:
             expect()
         told.append(caught.value.message.removeprefix(what.rstrip(",")))
-    assert told == [": wrong.", ": wrong.", ": None. Is a `return` missing?", ": wrong type."]
+    assert told == [": wrong value.", ": wrong value.", ": None. Is a `return` missing?", ": wrong type."]
