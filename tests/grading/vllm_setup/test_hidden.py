@@ -198,6 +198,7 @@ def test_static_random(submission, rng):
         cells = [token for each in row for token in each]
         expected = (len(cells), cells.count(True), cells.count(False))
         expect_equal(submission.static_waste(lens, longest), expected, f"static_waste({lens}, {longest})")
+    expect_equal(submission.static_waste([1, 0], 1), (2, 1, 1), "static_waste([1, 0], 1)")
 
 
 def test_static_arguments(submission):
@@ -314,6 +315,8 @@ def test_plan_refusals(submission, rng):
 
     Hint: One request needs whole blocks. Its bytes minus those that there are: that is missing.
     """
+    single = submission.llama_kv_plan(SMOLLM2, "bfloat16", 5 * 23_040, 1, 1)
+    expect_plan(single, 5, 1, 1, "the plan of blocks and requests of one token")
     for length, blocks in ((1024, 32), (1000, 32), (33, 2), (1, 1)):
         needed = blocks * 737_280
         less = rng.randrange(1, needed)
@@ -385,6 +388,12 @@ def test_args_random_gpus(submission, rng):
         seen.append(expect_choice(submission, "fits", env, model, length, requests))
     if seen.count("fits") < 10:
         raise RuntimeError(f"the random machines were too small for their models: {seen}")
+    small = [134_515_008, 11_520, 8_192]
+    needed = GIB + 2 * (small[0] + 16 * small[1])
+    exact = submission.engine_args(gpu(2 * needed, needed), small, 16, 1)
+    expect_args(exact, "bfloat16", 16, 16, 50, "Exactly as much free as is needed, half of the memory")
+    huge = submission.engine_args(gpu(400 * GIB, 399 * GIB), small, 1, 1)
+    expect_args(huge, "bfloat16", 1, 16, 1, "One request of one token on 400 GiB")
 
 
 def test_args_of_a_cpu(submission, rng):
