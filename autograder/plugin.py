@@ -251,8 +251,8 @@ class JudgePlugin:
                     self.blocked.setdefault(
                         check.task, f"Your code ran out of time {TIMEOUTS_PER_TASK} times in this task."
                     )
-                text = str(part) if _is_sentence(part) else f"Your code {part}." + self._logged(check.task)
-                return Outcome.FAILED, text, None, None
+                text = str(part) if _is_sentence(part) else f"Your code {part}."
+                return Outcome.FAILED, text + self._logged(check.task), None, None
         if error is None:
             return Outcome.PASSED, "", None, None
         if isinstance(error, _Blocked):
@@ -304,9 +304,8 @@ def where(lines: Sequence[tuple[str, int, str]], own: Container[str]) -> str:
     if not lines:
         return ""
     cell, number, line = (mine or lines)[-1]
-    if not mine or lines[-1] == mine[-1]:
-        return f" (cell {cell}, line {number}: {line})"
-    return f" (cell {cell}, line {number}: {line}; raised in the given cell {lines[-1][0]}, line {lines[-1][1]})"
+    inner = f"; raised in the given cell {lines[-1][0]}, line {lines[-1][1]}" if mine and lines[-1] != mine[-1] else ""
+    return f" (cell {cell}, line {number}: {line}{inner})"
 
 
 class _Hooks:
