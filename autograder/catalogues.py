@@ -46,7 +46,7 @@ SAID_IN: dict[str, tuple[str, ...]] = {
     "isolation.py": ("end_reason", "_describe"),
     "manifest.py": ("load",),
     "pair.py": ("read", "take"),
-    "plugin.py": ("_require", "_verdict", "_describe", "where"),
+    "plugin.py": ("_require", "_verdict", "_logged", "_describe", "where"),
     "remote.py": ("each", "_made", "describe", "_ready", "_check_left", "call", "_exchange", "invoke"),
     "scripted.py": ("wait", "next", "_raise", "_read"),
     "selfcheck.py": ("locate", "run", "_spawn"),

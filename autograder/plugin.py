@@ -304,8 +304,9 @@ def where(lines: Sequence[tuple[str, int, str]], own: Container[str]) -> str:
     if not lines:
         return ""
     cell, number, line = (mine or lines)[-1]
-    inner = f"; raised in the given cell {lines[-1][0]}, line {lines[-1][1]}" if mine and lines[-1] != mine[-1] else ""
-    return f" (cell {cell}, line {number}: {line}{inner})"
+    if not mine or lines[-1] == mine[-1]:
+        return f" (cell {cell}, line {number}: {line})"
+    return f" (cell {cell}, line {number}: {line}; raised in the given cell {lines[-1][0]}, line {lines[-1][1]})"
 
 
 class _Hooks:
