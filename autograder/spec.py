@@ -18,8 +18,8 @@ __all__ = ["TIERS", "Assignment", "Check", "SpecError", "Task", "Threshold"]
 
 
 RESERVED = frozenset({
-    "begin_check", "close", "describe", "end_reason", "exchange", "fresh", "load_errors", "printed", "time_left", "times",
-    "worker",
+    "ask_log", "begin_check", "close", "describe", "end_reason", "exchange", "fresh", "load_errors", "logged", "printed",
+    "time_left", "times", "worker",
 })  # fmt: skip
 
 
