@@ -11,7 +11,7 @@ __all__ = ["check"]
 
 def __getattr__(name: str) -> Any:
     if name == "check":
-        from autograder.notebook import check
+        from autograder.students.notebook import check
 
         return check
     raise AttributeError(f"module 'autograder' has no attribute {name!r}")

@@ -28,7 +28,7 @@ from rich.table import Table
 
 from autograder import language
 from autograder.language import N_, _, said
-from autograder.progress import Steps
+from autograder.runs.progress import Steps
 
 __all__ = ["main"]
 
@@ -66,7 +66,7 @@ def _sentences() -> Iterator[None]:
     """Turn the errors that users can cause or mend, and Ctrl-C, into sentences."""
     try:
         from autograder.errors import AutograderError
-        from autograder.sandbox import SandboxUnavailable
+        from autograder.sandboxing.sandbox import SandboxUnavailable
         from gpu_env.models import FetchFailed, ModelCorrupt, ModelMissing
 
         yield
@@ -99,7 +99,8 @@ def check(
     lang: Lang = None,
 ) -> None:
     """Run the public checks on your own work. Gives no marks."""
-    from autograder import feedback, selfcheck
+    from autograder.pages import feedback
+    from autograder.students import selfcheck
 
     with _speaking(lang, path):
         found = selfcheck.run(path, task, inline=inline)
@@ -125,7 +126,7 @@ def sync(
     lang: Lang = None,
 ) -> None:
     """Make notebook and .py file agree, after both were changed."""
-    from autograder import pair, selfcheck
+    from autograder.students import pair, selfcheck
 
     with _speaking(lang, path):
         manifest = selfcheck.locate(path)[1]
@@ -144,8 +145,8 @@ def build(
     ] = False,
 ) -> None:
     """Make assignments/ from solutions/."""
-    from autograder import build as builder
     from autograder import suite
+    from autograder.authoring import build as builder
 
     with _sentences():
         stale = False
@@ -172,7 +173,8 @@ def init(
     exchange: Annotated[Path | None, typer.Option("--exchange", help="nbgrader's exchange folder.")] = None,
 ) -> None:
     """Make an nbgrader course that grades with this repository's suites."""
-    from autograder import course, suite
+    from autograder import suite
+    from autograder.courses import course
 
     with _sentences():
         chosen = names or suite.names()
@@ -214,7 +216,7 @@ def grade(
     """Grade everything under submitted/ and enter it into the gradebook. Does what is missing, nothing twice."""
     said = Console(stderr=True, width=console.width) if as_json else console
     with _sentences():
-        from autograder import run
+        from autograder.runs import run
 
         outcome = run.grade_course(
             name, course, students=student or [], force=force, isolation=isolation, enter=import_, workers=workers,
@@ -231,7 +233,7 @@ def grade(
 @app.command(hidden=True)
 def node() -> None:
     """Judge for a command on another machine, which talks to this one in lines of JSON."""
-    from autograder import node as nodes
+    from autograder.runs import node as nodes
 
     nodes.main()
 
@@ -254,7 +256,7 @@ def regrade(
     plain: Plain = False,
 ) -> None:
     """Grade again after the suite was changed: who gets what instead, and why; what people decided stays."""
-    from autograder import regrade as regrading
+    from autograder.runs import regrade as regrading
 
     with _sentences():
         outcome = regrading.regrade(
@@ -271,7 +273,7 @@ def explain(
     course: Course = Path("."),
 ) -> None:
     """How a grade came about: check by check, with the rule that gave the points, to the gradebook's total."""
-    from autograder import explain as explaining
+    from autograder.reports import explain as explaining
 
     with _sentences():
         found = explaining.explain_student(target, name, course) if name else explaining.explain_file(Path(target))
@@ -294,7 +296,7 @@ def export(
     course: Course = Path("."),
 ) -> None:
     """Give grades out, or findings to other tools. Exit status 1 if a grade found no row in the sheet."""
-    from autograder import export as exports
+    from autograder.reports import export as exports
 
     with _sentences():
         code = exports.export(
@@ -314,7 +316,7 @@ def report(
 ) -> None:
     """Write the class page, its figures as CSV, and every student's page: reports/NAME/."""
     with _sentences():
-        from autograder import report as reports
+        from autograder.reports import report as reports
 
         written = reports.write(name, course, Steps(console, plain=plain), lang)
     console.print(f"{written.page}", highlight=False, soft_wrap=True, markup=False)
@@ -334,8 +336,8 @@ def verify(
     ] = None,
 ) -> None:
     """Check that every stored result is, byte for byte, what was written, and signed if the course has a key."""
-    from autograder import course as courses
     from autograder import results, suite
+    from autograder.courses import course as courses
 
     with _sentences():
         suite.load_assignment(name)
@@ -375,7 +377,7 @@ def replay(
     plain: Plain = False,
 ) -> None:
     """Judge stored results again with their seeds, and say what comes out differently, and what differs around it."""
-    from autograder import replay as replays
+    from autograder.runs import replay as replays
 
     with _sentences():
         found = replays.replay(files, course, isolation, Steps(console, plain=plain))
@@ -417,7 +419,7 @@ def corpus(
     plain: Plain = False,
 ) -> None:
     """Grade right, honest, wrong and hostile submissions: all as they must be, nothing read, nothing left behind."""
-    from autograder import run
+    from autograder.runs import run
 
     with _sentences():
         found = run.grade_corpus(

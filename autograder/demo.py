@@ -11,9 +11,12 @@ import nbformat
 from rich.console import Console
 from traitlets.config import Config
 
-from autograder import build, corpus, course, run, suite
+from autograder import suite
+from autograder.authoring import build, corpus
+from autograder.courses import course
 from autograder.errors import AutograderError
-from autograder.progress import Steps
+from autograder.runs import run
+from autograder.runs.progress import Steps
 
 __all__ = ["run_demo"]
 

@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from autograder import engine, suite
-from autograder.sandbox import SandboxUnavailable, probe
+from autograder import suite
+from autograder.authoring import engine
+from autograder.sandboxing.sandbox import SandboxUnavailable, probe
 from gpu_env import device, models, vllm_engine
 
 __all__ = ["Line", "examine"]

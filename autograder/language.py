@@ -2,7 +2,7 @@
 
 English stands in the code, in docstrings of checks and in stored results; a translation is looked up when something is shown,
 so no verdict, result or grade depends on a language. `autograder/locale/<code>.po` has the framework's texts, `<code>.po` in
-the folder of a suite or of a release the texts of its checks; `python -m autograder.catalogues` keeps them up to date.
+the folder of a suite or of a release the texts of its checks; `python -m autograder.authoring.catalogues` keeps them up to date.
 
 Texts that are shown where they are written go through `_`, with named fields. Findings, refusals and remarks are put together
 in the judge, which knows no language: the catalogue has their templates with numbered fields (context `SAID`), and `said` finds

@@ -23,8 +23,8 @@ from autograder import results
 from autograder.results import Result
 
 if TYPE_CHECKING:
-    from autograder.gradebook import Recorded
-    from autograder.run import CourseRun
+    from autograder.courses.gradebook import Recorded
+    from autograder.runs.run import CourseRun
 
 __all__ = ["FOLDER", "Grades", "StoredResult", "dump", "grades", "schemas", "write"]
 

@@ -21,7 +21,7 @@ from cryptography.exceptions import InvalidSignature, UnsupportedAlgorithm
 from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
 
-from autograder.course import CONFIG
+from autograder.courses.course import CONFIG
 from autograder.errors import AutograderError
 
 __all__ = ["KeyFileError", "PublicKey", "SigningKey", "new"]

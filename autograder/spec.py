@@ -134,7 +134,7 @@ class Assignment:
     submission and one whole check, in seconds of wall time; `cpu_s`, `memory_bytes` and `processes` (with their threads)
     limit each of its workers. `loopback` gives each worker a network of its own with one address, 127.0.0.1, and nobody
     else on it: for submissions that are clients, or that start an engine. `vllm` lists what of vLLM the assignment stands
-    on, see `autograder.engine`.
+    on, see `autograder.authoring.engine`.
     """
 
     name: str

@@ -35,7 +35,7 @@ from typing import Self
 __all__ = ["ENVIRONMENT", "SUPPORTED", "EngineUnavailable", "Server", "installed", "lacks", "obstacle", "trial"]
 
 SUPPORTED = ((0, 32), (0, 33))
-"""From the first version up to, and without, the second. The one place that says so; `autograder.engine` tries it out."""
+"""From the first version up to, and without, the second. The one place that says so; `autograder doctor` tries it out."""
 INSTALL = "make vllm"
 ENVIRONMENT = {
     "VLLM_CPU_KVCACHE_SPACE": "1",  # GiB; without it half of the machine's memory is taken

@@ -11,9 +11,9 @@ from collections.abc import Iterator
 from typing import Any
 
 from autograder.checks import SubmissionFault, expect_equal, fail
-from autograder.exchange import Exchange
-from autograder.scripted import Call, ScriptedEngine
-from autograder.served import Service, serve
+from autograder.judging.exchange import Exchange
+from autograder.judging.scripted import Call, ScriptedEngine
+from autograder.judging.served import Service, serve
 
 SETTINGS = {"model": "tiny/toy-1", "max_running": 4, "max_waiting": 8, "job_ttl_s": 600.0}
 MODEL, PATH = "tiny/toy-1", "/v1/chat/completions"

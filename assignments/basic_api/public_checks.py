@@ -10,9 +10,9 @@ from collections.abc import Iterator
 from typing import Any
 
 from autograder.checks import expect_equal, expect_raises, fail
-from autograder.exchange import Exchange
-from autograder.scripted import Call, ScriptedEngine
-from autograder.served import Service, serve
+from autograder.judging.exchange import Exchange
+from autograder.judging.scripted import Call, ScriptedEngine
+from autograder.judging.served import Service, serve
 
 SETTINGS = {"model": "tiny/toy-1", "created": 1_760_000_000, "max_model_len": 64}
 CHAT = [{"role": "user", "content": "Hi"}]

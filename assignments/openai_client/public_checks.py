@@ -6,7 +6,7 @@ import json
 from typing import Any
 
 from autograder.checks import SubmissionRaised, expect_close, expect_equal, expect_raises, fail
-from autograder.upstream import Reply, Request, reachable
+from autograder.judging.upstream import Reply, Request, reachable
 
 MESSAGES = [{"role": "user", "content": "What is the capital of France?"}]
 LINE = "KV cache size: 46,592 tokens, Maximum concurrency for 1,024 tokens per request: 45.50x"

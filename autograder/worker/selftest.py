@@ -1,7 +1,7 @@
 """Five hostile programs that try the walls from inside, before the first submission of a grading run.
 
 Told by the judge what to attack; answers with the names of the attacks that seemed to get through. The judge looks at
-the effects itself as well (see `autograder.selftest`).
+the effects itself as well (see `autograder.sandboxing.selftest`).
 """
 
 from __future__ import annotations

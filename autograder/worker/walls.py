@@ -262,7 +262,7 @@ def enter_worker(
 ) -> tuple[tuple[str, ...], tuple[str, ...]]:
     """As process 1 of the new pid namespace: raise all inner walls, fork, and return in the worker only.
 
-    `limits` has the fields of `autograder.sandbox.Limits`. Process 1 calls `reap` with the worker's pid. With `loopback` the
+    `limits` has the fields of `sandbox.Limits`. Process 1 calls `reap` with the worker's pid. With `loopback` the
     worker's own network has an address, 127.0.0.1, and still no way out. Gives names of the walls in force and what was
     refused. Raises WallError with the step that failed.
     """

@@ -20,7 +20,7 @@ from typing import Any
 import nbformat
 import pytest
 
-from autograder import corpus
+from autograder.authoring import corpus
 
 os.environ["LANGUAGE"] = "en"  # whatever the language of whoever runs the tests: of what is started here too
 
@@ -81,7 +81,7 @@ TINY = {
         import json
 
         from autograder.checks import expect_equal
-        from autograder.oracle import oracle
+        from autograder.judging.oracle import oracle
         from gpu_env import models
 
 
@@ -213,7 +213,7 @@ class Course:
 
     def book(self) -> dict[str, Any]:
         """What the gradebook says, by student."""
-        from autograder import gradebook
+        from autograder.courses import gradebook
 
         return dict(gradebook.recorded(self.root, self.name))
 

@@ -17,7 +17,8 @@ import nbformat
 import pytest
 from typer.testing import CliRunner
 
-from autograder import corpus, suite
+from autograder import suite
+from autograder.authoring import corpus
 from autograder.cli import app
 
 if TYPE_CHECKING:
@@ -349,7 +350,7 @@ def test_a_folder_that_is_no_course_says_how_to_make_one(tmp_path: Path, monkeyp
         ("def broken(", "cannot be loaded: SyntaxError"),
         ("c = get_config()", "configure(c)"),
         (
-            "from autograder.course import configure\nconfigure(get_config(), isolation='none')",
+            "from autograder.courses.course import configure\nconfigure(get_config(), isolation='none')",
             "Unknown isolation 'none'",
         ),
     ],

@@ -10,7 +10,8 @@ from pathlib import Path
 import nbformat
 import pytest
 
-from autograder import build, suite
+from autograder import suite
+from autograder.authoring import build
 from autograder.manifest import Manifest
 
 NAME = "kv_cache"
@@ -44,7 +45,7 @@ def test_committed_releases_are_what_a_build_gives() -> None:
 
 def test_building_twice_gives_the_same_bytes(tmp_path: Path) -> None:
     """Neither time, nor hash seed, nor time zone gets into a release."""
-    code = f"from pathlib import Path; from autograder import build; build.build({NAME!r}, Path('OUT'))"
+    code = f"from pathlib import Path; from autograder.authoring import build; build.build({NAME!r}, Path('OUT'))"
     for number, (seed, zone) in enumerate((("1", "UTC"), ("2", "Asia/Taipei"))):
         out = tmp_path / str(number)
         environment = {"PYTHONHASHSEED": seed, "TZ": zone, "PATH": "/usr/bin:/bin", "HOME": str(tmp_path)}
@@ -146,7 +147,7 @@ def test_a_change_of_prose_keeps_the_release_and_a_change_of_given_code_does_not
 
 def test_canaries_reach_nothing_that_a_student_receives(repository: Path, tmp_path: Path) -> None:
     """Strings planted in solution, hidden checks, their messages, oracles and spec are in no released or returned file."""
-    from autograder.corpus import notebook, reference, stub
+    from autograder.authoring.corpus import notebook, reference, stub
 
     grading = repository / "tests" / "grading" / NAME
     answers = {

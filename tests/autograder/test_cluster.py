@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 import psutil
 import pytest
 
-from autograder.cluster import ClusterError, RayGrader
+from autograder.runs.cluster import ClusterError, RayGrader
 
 if TYPE_CHECKING:
     from conftest import Course, Ran
@@ -44,8 +44,9 @@ ANSWERS = {
 LOCALLY = """
 import json, sys
 from pathlib import Path
-from autograder import results, run, suite
-from autograder.grading import Grader, Job
+from autograder import results, suite
+from autograder.runs import run
+from autograder.runs.grading import Grader, Job
 
 def bare(result):
     fields = result.model_dump(mode="json", exclude={"seconds", "times"})

@@ -17,13 +17,14 @@ from typing import TYPE_CHECKING, cast
 
 import pytest
 
-from autograder import corpus, suite
-from autograder.corpus import Canaries, CorpusError, Leftovers
+from autograder import suite
+from autograder.authoring import corpus
+from autograder.authoring.corpus import Canaries, CorpusError, Leftovers
 from autograder.finding import Finding, Outcome
 from autograder.grade import score
-from autograder.grading import Graded
-from autograder.remote import RunningSubmission
-from autograder.sandbox import NamespaceSandbox, ProcessSandbox, Sandbox
+from autograder.judging.remote import RunningSubmission
+from autograder.runs.grading import Graded
+from autograder.sandboxing.sandbox import NamespaceSandbox, ProcessSandbox, Sandbox
 
 if TYPE_CHECKING:
     from conftest import Course

@@ -26,11 +26,13 @@ from nbgrader.apps import NbGraderAPI
 from nbgrader.utils import capture_log
 from traitlets.config import Config
 
-from autograder import build, corpus, grading, results, suite
-from autograder import course as courses
-from autograder.corpus import Entry
-from autograder.grading import Graded, Grader, Job
-from autograder.sandbox import ProcessSandbox
+from autograder import results, suite
+from autograder.authoring import build, corpus
+from autograder.authoring.corpus import Entry
+from autograder.courses import course as courses
+from autograder.runs import grading
+from autograder.runs.grading import Graded, Grader, Job
+from autograder.sandboxing.sandbox import ProcessSandbox
 
 if TYPE_CHECKING:
     from conftest import Course, Ran
@@ -268,7 +270,7 @@ def test_the_api_behind_formgraders_button_grades_what_has_no_result(course: Cou
     course.solve("ada", double="def double(n): return 0")
     course.hand_in("bob", b"{")
     code = (
-        "import os; from nbgrader.apps import NbGraderAPI; from autograder import course; from pathlib import Path;"
+        "import os; from nbgrader.apps import NbGraderAPI; from autograder.courses import course; from pathlib import Path;"
         "api = NbGraderAPI(config=course.load_config(Path.cwd()));"
         "print([api.autograde('tiny', student)['success'] for student in ('ada', 'bob')])"
     )

@@ -57,7 +57,7 @@ import signal
 
 from nbgrader.preprocessors import NbGraderPreprocessor, SaveAutoGrades
 
-from autograder import preprocessors
+from autograder.courses import preprocessors
 
 
 def die(place):

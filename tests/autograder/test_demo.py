@@ -34,7 +34,7 @@ def test_the_demo_fails_if_a_grade_is_not_what_it_should_be(tmp_path: Path) -> N
     """A wrong submission that claims to fail another check ends in a complaint and a non-zero exit."""
     code = (
         "import dataclasses, sys\n"
-        "from autograder import corpus, demo\n"
+        "from autograder import demo; from autograder.authoring import corpus\n"
         "real = demo._class\n"
         "def changed():\n"
         "    first, *others = real()\n"

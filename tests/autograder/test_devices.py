@@ -63,9 +63,9 @@ def test_speed(submission, timed):
 RUN = """
 import json, sys
 from pathlib import Path
-from autograder.grading import Grader, Job
+from autograder.runs.grading import Grader, Job
 from autograder.manifest import Manifest
-from autograder.sandbox import ProcessSandbox
+from autograder.sandboxing.sandbox import ProcessSandbox
 from autograder.spec import Assignment, Task, Threshold
 from autograder.submission import Submission
 from autograder.suite import Suite

@@ -8,9 +8,10 @@ import sys
 
 import pytest
 
-from autograder import engine, suite
-from autograder.remote import RunningSubmission
-from autograder.sandbox import Limits, SandboxUnavailable, best_sandbox
+from autograder import suite
+from autograder.authoring import engine
+from autograder.judging.remote import RunningSubmission
+from autograder.sandboxing.sandbox import Limits, SandboxUnavailable, best_sandbox
 from autograder.spec import Assignment, Task
 from gpu_env import models, vllm_engine
 

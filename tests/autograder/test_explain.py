@@ -14,10 +14,12 @@ from hypothesis import strategies as st
 from nbgrader.api import Gradebook
 from rich.console import Console
 
-from autograder import build, explain, results
-from autograder.explain import Explanation
+from autograder import results
+from autograder.authoring import build
 from autograder.finding import Finding, Outcome
 from autograder.grade import Rule, decide, score
+from autograder.reports import explain
+from autograder.reports.explain import Explanation
 from autograder.spec import Assignment, Task, Threshold
 
 if TYPE_CHECKING:

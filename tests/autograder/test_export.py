@@ -14,12 +14,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from nbgrader.api import Gradebook
 
-from autograder import build, export, gradesheet, sheet
+from autograder.authoring import build
+from autograder.courses.gradebook import Student
+from autograder.courses.roster import Grade
 from autograder.errors import AutograderError
-from autograder.gradebook import Student
-from autograder.gradesheet import Filled, fill
-from autograder.roster import Grade
-from autograder.sheet import Sheet, harmless
+from autograder.reports import export, gradesheet, sheet
+from autograder.reports.gradesheet import Filled, fill
+from autograder.reports.sheet import Sheet, harmless
 
 if TYPE_CHECKING:
     from conftest import Course

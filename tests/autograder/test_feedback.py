@@ -13,10 +13,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from rich.console import Console
 
-from autograder import feedback
-from autograder.feedback import Row, rows
 from autograder.finding import Finding, Outcome
 from autograder.grade import TaskScore, score
+from autograder.pages import feedback
+from autograder.pages.feedback import Row, rows
 from autograder.results import Result
 from autograder.spec import Assignment
 from autograder.suite import load_assignment

@@ -20,8 +20,8 @@ import pytest
 
 from autograder.checks import CheckFailed, SubmissionFault, show
 from autograder.finding import Finding, Outcome
+from autograder.judging.remote import RunningSubmission
 from autograder.manifest import Manifest, TaskEntry
-from autograder.remote import RunningSubmission
 from autograder.suite import repository
 from autograder.worker import wire
 
@@ -307,9 +307,9 @@ JUDGED = """
 import json, os, sys
 import torch  # what judges load at the first tensor is no growth
 from pathlib import Path
-from autograder.judge import judge
+from autograder.judging.judge import judge
 from autograder.manifest import Manifest
-from autograder.sandbox import best_sandbox
+from autograder.sandboxing.sandbox import best_sandbox
 from autograder.submission import Submission
 
 def peak():

@@ -18,7 +18,7 @@ import nbformat
 import pytest
 from nbformat.v4 import new_code_cell, new_markdown_cell, new_output
 
-from autograder import build
+from autograder.authoring import build
 
 if TYPE_CHECKING:
     from conftest import Course, Ran

@@ -13,8 +13,8 @@ import pytest
 
 import autograder
 import gpu_env
-from autograder.remote import RunningSubmission
-from autograder.sandbox import ProcessSandbox
+from autograder.judging.remote import RunningSubmission
+from autograder.sandboxing.sandbox import ProcessSandbox
 
 PACKAGE = Path(autograder.__file__).parent
 MODULES = sorted(path.relative_to(PACKAGE) for path in PACKAGE.rglob("*.py"))
@@ -84,13 +84,13 @@ def test_specs_need_the_standard_library_only() -> None:
 
 
 def test_only_one_module_touches_the_gradebook() -> None:
-    """nbgrader's database API is imported by `autograder.gradebook` and by nothing else."""
+    """nbgrader's database API is imported by `autograder.courses.gradebook` and by nothing else."""
     using = {
         str(path)
         for path in MODULES
         if any(within(name, "nbgrader.api") for name in imported(PACKAGE / path, "autograder"))
     }
-    assert using == {"gradebook.py"}
+    assert using == {"courses/gradebook.py"}
 
 
 @pytest.mark.parametrize("path", [path for path in MODULES if path.parts[0] == "worker"], ids=str)

@@ -27,12 +27,13 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from autograder import blame, grading, machine, remote
 from autograder.finding import Outcome
-from autograder.grading import Graded, Grader, Job
-from autograder.isolation import Limits, Sandbox, SandboxUnavailable
+from autograder.judging import blame, machine, remote
 from autograder.manifest import Manifest
-from autograder.sandbox import LandlockSandbox, NamespaceSandbox, ProcessSandbox, best_sandbox, probe
+from autograder.runs import grading
+from autograder.runs.grading import Graded, Grader, Job
+from autograder.sandboxing.isolation import Limits, Sandbox, SandboxUnavailable
+from autograder.sandboxing.sandbox import LandlockSandbox, NamespaceSandbox, ProcessSandbox, best_sandbox, probe
 from autograder.spec import Assignment, Task
 from autograder.submission import Submission
 from autograder.suite import Suite

@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from autograder import course as courses
+from autograder.courses import course as courses
 
 if TYPE_CHECKING:
     from conftest import Course

@@ -11,12 +11,16 @@ from pathlib import Path
 
 import pytest
 
-from autograder import catalogues, course, feedback, grade, language, selfcheck, suite
-from autograder.catalogues import Text
-from autograder.feedback_export import StudentPageExporter
+from autograder import grade, language, suite
+from autograder.authoring import catalogues
+from autograder.authoring.catalogues import Text
+from autograder.courses import course
+from autograder.courses.feedback_export import StudentPageExporter
 from autograder.finding import Finding, Outcome
 from autograder.language import FIELD, LOCALE, SAID, Language, LanguageError, Template
+from autograder.pages import feedback
 from autograder.spec import Check
+from autograder.students import selfcheck
 from autograder.suite import load_assignment
 
 PLACES = list(catalogues.places())
@@ -37,7 +41,7 @@ FOREIGN = re.compile(
 def test_every_catalogue_is_complete(path: Path, code: str, texts: list[Text]) -> None:
     """No text is missing, empty, doubtful or unused, and translations have the fields of the English text."""
     assert catalogues.complaints(path, code, texts) == [], (
-        "run python -m autograder.catalogues, then translate what it lists"
+        "run python -m autograder.authoring.catalogues, then translate what it lists"
     )
 
 
@@ -211,7 +215,7 @@ def test_a_language_that_is_not_here_is_refused_by_name() -> None:
 def test_a_course_has_a_language_for_its_pages(tmp_path: Path) -> None:
     """What `configure` was given reaches nbgrader's exporter and the command `report`; an unknown one is refused by name."""
     config = tmp_path / course.CONFIG
-    text = "from autograder.course import configure\nconfigure(get_config(), language={!r})\n"
+    text = "from autograder.courses.course import configure\nconfigure(get_config(), language={!r})\n"
     for given, wanted in (("zh-Hant", "zh_TW"), ("en", "en")):
         config.write_text(text.format(given), encoding="utf-8")
         assert course.language(tmp_path) == wanted

@@ -9,11 +9,12 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
-from autograder import corpus, mutation, suite
+from autograder import suite
+from autograder.authoring import corpus, mutation
+from autograder.authoring.mutation import Mutant
 from autograder.errors import AutograderError
-from autograder.mutation import Mutant
-from autograder.progress import Steps
-from autograder.sandbox import ProcessSandbox
+from autograder.runs.progress import Steps
+from autograder.sandboxing.sandbox import ProcessSandbox
 
 NAME, TASK = "kv_cache", "kv_bytes_per_token"
 

@@ -12,7 +12,8 @@ import nbformat
 import pytest
 from nbclient import NotebookClient
 
-from autograder import corpus, suite
+from autograder import suite
+from autograder.authoring import corpus
 
 NAME = "kv_cache"
 

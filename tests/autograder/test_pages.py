@@ -20,14 +20,16 @@ import platformdirs
 import pytest
 from websockets.sync.client import connect
 
-from autograder import corpus, grade, html_pages, language, suite
-from autograder.class_page import Submitted, class_page
-from autograder.feedback_export import cells
+from autograder import grade, language, suite
+from autograder.authoring import corpus
+from autograder.courses.feedback_export import cells
 from autograder.finding import NOT_IMPLEMENTED, Finding, Outcome
 from autograder.language import Language
+from autograder.pages import html_pages
+from autograder.pages.class_page import Submitted, class_page
+from autograder.pages.student_page import Book, Cell, student_page
 from autograder.results import Result
 from autograder.spec import Assignment, Check
-from autograder.student_page import Book, Cell, student_page
 from autograder.suite import load_assignment
 
 ASSIGNMENT: Assignment = load_assignment("kv_cache")

@@ -7,7 +7,7 @@ from collections.abc import Callable
 import pytest
 
 from autograder.checks import CheckFailed, expect_close, expect_equal, expect_type
-from autograder.plugin import where
+from autograder.judging.plugin import where
 
 GIVEN = ("course", 59, "raise ValueError(text)")
 MINE = ("speculative_generate", 12, "draft.run([])")

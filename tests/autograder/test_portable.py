@@ -28,20 +28,20 @@ for owner, names in (
 
 def test_checking_needs_no_posix_library_and_no_fork(tmp_path: Path) -> None:
     """`autograder check` on the reference passes in a Python without fork, fcntl and resource."""
-    from autograder.corpus import notebook, reference
+    from autograder.authoring.corpus import notebook, reference
 
     shutil.copytree(suite.repository() / "assignments" / "kv_cache", tmp_path / "kv_cache")
     import nbformat
 
     nbformat.write(notebook("kv_cache", reference("kv_cache").answers), tmp_path / "kv_cache" / "kv_cache.ipynb")
     code = WITHOUT_POSIX + (
-        "from autograder import selfcheck\n"
-        "from autograder.sandbox import InlineSandbox, ProcessSandbox\n"
+        "from autograder.students import selfcheck\n"
+        "from autograder.sandboxing.sandbox import InlineSandbox, ProcessSandbox\n"
         "from pathlib import Path\n"
         f"folder = Path({str(tmp_path / 'kv_cache')!r})\n"
         "found = selfcheck.pair.read(folder, selfcheck.Manifest.load(folder))\n"
         "manifest = selfcheck.Manifest.load(folder)\n"
-        "from autograder.judge import judge\n"
+        "from autograder.judging.judge import judge\n"
         "findings = judge(manifest.public_assignment(), [folder / 'public_checks.py'], found.submission, manifest,\n"
         "    ProcessSandbox(), seed=1)\n"
         "print(sorted({str(finding.outcome) for finding in findings}), len(findings))\n"

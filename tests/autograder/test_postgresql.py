@@ -26,8 +26,10 @@ WRONG = "def double(n): return 0"
 AT_ONCE = """
 import json, os, sys, time
 from pathlib import Path
-from autograder import gradebook, run, suite
-from autograder.grading import discover, stored
+from autograder import suite
+from autograder.courses import gradebook
+from autograder.runs import run
+from autograder.runs.grading import discover, stored
 
 folder = Path(".").resolve()
 loaded = suite.load("tiny")
@@ -122,7 +124,7 @@ def test_grade_regrade_and_export(course: Course, tmp_path: Path) -> None:
     assert "Nothing to do" in course.grade().said
     from nbgrader.api import Gradebook
 
-    from autograder import gradebook
+    from autograder.courses import gradebook
 
     with Gradebook(gradebook._db_url(course.root), "inference") as book:
         grade = book.find_grade("check_layers", "tiny", "tiny", "student1")

@@ -15,9 +15,9 @@ from typing import TYPE_CHECKING
 import pytest
 from rich.console import Console
 
-from autograder import progress
 from autograder.finding import Finding, Outcome
-from autograder.progress import Activity, Steps
+from autograder.runs import progress
+from autograder.runs.progress import Activity, Steps
 
 if TYPE_CHECKING:
     from conftest import Course

@@ -79,6 +79,14 @@ def write_map() -> str:
         ("solutions/", "the one source of each assignment, as a readable py:percent file"),
         ("assignments/", "generated from it, committed: what nbgrader releases"),
         ("autograder/", "the framework"),
+        ("autograder/authoring/", "for authors: build releases, try the corpus, mutate the reference"),
+        ("autograder/courses/", "the nbgrader course: what it collects, its gradebook, its feedback"),
+        ("autograder/judging/", "one submission: the judge, its view of the worker, what it measures"),
+        ("autograder/pages/", "HTML pages and their plots"),
+        ("autograder/reports/", "grades and findings for people and other tools"),
+        ("autograder/runs/", "many submissions: on one machine, on a cluster, again"),
+        ("autograder/sandboxing/", "where student code runs: isolation levels and what each covers"),
+        ("autograder/students/", "what students run: `check(...)`, `autograder check`, the paired files"),
         ("autograder/worker/", "everything of ours that is loaded beside student code"),
         ("gpu_env/", "what machine is this, which models lie here"),
         ("tests/grading/", "the suites: spec (points), public and hidden checks, oracles"),
@@ -87,11 +95,11 @@ def write_map() -> str:
         ("tests/autograder/", "the framework's own tests"),
         ("tests/gpu_env/", "and those of gpu_env"),
     ):
-        lines.append(f"{folder:<22}{about}")
+        lines.append(f"{folder:<24}{about}")
         if folder.startswith(("autograder", "gpu_env")):
             for path in sorted((ROOT / folder).glob("[!_]*.py")):
                 about = first_sentence(ast.get_docstring(ast.parse(path.read_text(encoding="utf-8"))) or "")
-                lines.append(f"  {path.name:<20}{about}")
+                lines.append(f"  {path.name:<22}{about}")
     return "\n".join(lines)
 
 

@@ -15,9 +15,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from nbgrader.api import Gradebook
 
-from autograder import build, regrade
+from autograder.authoring import build
 from autograder.finding import Finding, Outcome
 from autograder.results import IsolationRecord, Result
+from autograder.runs import regrade
 from autograder.spec import Assignment, Task
 
 if TYPE_CHECKING:

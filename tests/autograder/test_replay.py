@@ -13,12 +13,14 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from autograder import corpus, replay, results, suite
+from autograder import results, suite
+from autograder.authoring import corpus
 from autograder.checks import SubmissionFault
 from autograder.finding import Finding, Outcome
-from autograder.remote import RunningSubmission
+from autograder.judging.remote import RunningSubmission
 from autograder.results import Result
-from autograder.sandbox import ProcessSandbox
+from autograder.runs import replay
+from autograder.sandboxing.sandbox import ProcessSandbox
 from autograder.worker.wire import Deadline
 
 if TYPE_CHECKING:

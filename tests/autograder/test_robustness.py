@@ -7,7 +7,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-from autograder.isolation import ROOT
+from autograder.sandboxing.isolation import ROOT
 
 SCRIPT = ROOT / "tests" / "benchmarks" / "robustness.py"
 NOTHING = "attacks_effective canaries_read left_behind honest_punished right_below_full fuzz_findings kill_differences"

@@ -32,8 +32,8 @@ from typing import Any, TypeVar
 
 import pytest
 
-from autograder import selftest
-from autograder.sandbox import (
+from autograder.sandboxing import selftest
+from autograder.sandboxing.sandbox import (
     InlineSandbox,
     Isolation,
     LandlockSandbox,
@@ -350,7 +350,13 @@ reply([sorted(os.sched_getaffinity(0)), eval(os.read(read, 100))])"""
     def test_grader_files_cannot_be_opened(self, start_walled: Start, tmp_path: Path) -> None:
         """Hidden checks, solutions, accounts and other folders can be neither read, listed nor written."""
         (tmp_path / "gradebook.db").write_text("canary")
-        hidden = [ROOT / "tests", ROOT / "autograder/sandbox.py", tmp_path, tmp_path / "gradebook.db", Path(__file__)]
+        hidden = [
+            ROOT / "tests",
+            ROOT / "autograder/sandboxing/sandbox.py",
+            tmp_path,
+            tmp_path / "gradebook.db",
+            Path(__file__),
+        ]
         hidden += map(Path, ("/etc/passwd-", "/etc/shadow", "/root/.bashrc", "/var/log", "/proc/1/environ"))
         source = f"""
 import os
@@ -860,7 +866,7 @@ class TestNamespaces:
         hidden = [
             ROOT / "tests",
             ROOT / "solutions",
-            ROOT / "autograder/sandbox.py",
+            ROOT / "autograder/sandboxing/sandbox.py",
             ROOT / ".git",
             tmp_path,
             Path(__file__),
@@ -966,7 +972,7 @@ reply([attempt('unshare', 0x10000000), attempt('mount', b'x', b'/scratch', b'tmp
         source = f"import os, sys; reply([sorted(os.listdir({str(tmp_path)!r})), os.path.exists(sys.executable)])"
         program = f"""
 import json, sys; sys.path.insert(0, {str(tmp_path)!r})
-from autograder.sandbox import Limits, NamespaceSandbox
+from autograder.sandboxing.sandbox import Limits, NamespaceSandbox
 with NamespaceSandbox(serve="standin:serve", import_paths=[{str(folder)!r}]) as sandbox:
     worker = sandbox.start(Limits())
     worker.sock.sendall(json.dumps({source!r}).encode() + b"\\n")

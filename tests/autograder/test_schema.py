@@ -15,10 +15,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from lxml import etree
 
-from autograder import explain, grade, junit, results, schema
+from autograder import grade, results, schema
 from autograder.errors import AutograderError
-from autograder.explain import Explanation
 from autograder.finding import Finding, Outcome
+from autograder.reports import explain, junit
+from autograder.reports.explain import Explanation
 from autograder.results import IsolationRecord, Result
 from autograder.spec import Assignment, Task
 

@@ -9,10 +9,10 @@ from collections.abc import Iterator
 import pytest
 
 from autograder.checks import CheckFailed, SubmissionFault
-from autograder.remote import RunningSubmission
-from autograder.sandbox import ProcessSandbox
-from autograder.scripted import Call, ScriptedEngine
-from autograder.served import Service, serve
+from autograder.judging.remote import RunningSubmission
+from autograder.judging.scripted import Call, ScriptedEngine
+from autograder.judging.served import Service, serve
+from autograder.sandboxing.sandbox import ProcessSandbox
 from gpu_env.load import Request, run_load
 
 APP = """
@@ -171,7 +171,7 @@ def test_what_is_no_http_is_a_fault(submission: RunningSubmission) -> None:
     """Bytes that are no HTTP do not crash the check."""
     ours, theirs = socket.socketpair()
     with ours, theirs:
-        from autograder.exchange import Exchange
+        from autograder.judging.exchange import Exchange
 
         theirs.sendall(b"hello\r\n\r\n")
         exchange = Exchange(

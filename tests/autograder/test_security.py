@@ -21,9 +21,10 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from autograder import sandbox, selftest, temporary, walled
-from autograder.isolation import ROOT
-from autograder.sandbox import Limits, NamespaceSandbox, ProcessSandbox, SandboxUnavailable
+from autograder import temporary
+from autograder.sandboxing import sandbox, selftest, walled
+from autograder.sandboxing.isolation import ROOT
+from autograder.sandboxing.sandbox import Limits, NamespaceSandbox, ProcessSandbox, SandboxUnavailable
 from autograder.worker import selftest as hostile
 
 if TYPE_CHECKING:
@@ -74,7 +75,7 @@ def test_files_of_a_run_are_closed_to_others(course: Course, around: tuple[str, 
 
 KILLED = """
 import os, signal
-from autograder.sandbox import Limits, ProcessSandbox
+from autograder.sandboxing.sandbox import Limits, ProcessSandbox
 with ProcessSandbox(serve="autograder.worker.zygote:serve_nothing") as sandbox:
     worker = sandbox.start(Limits())
     os.kill(os.getpid(), signal.SIGKILL)

@@ -13,8 +13,8 @@ import pytest
 import torch
 
 from autograder.checks import CheckFailed, SubmissionFault, SubmissionRaised, expect_equal, show
-from autograder.remote import Handle, RunningSubmission
-from autograder.sandbox import InlineSandbox, Limits, ProcessSandbox
+from autograder.judging.remote import Handle, RunningSubmission
+from autograder.sandboxing.sandbox import InlineSandbox, Limits, ProcessSandbox
 from autograder.worker.serve import serve
 from autograder.worker.wire import Array, Deadline, Ref, Wire
 
@@ -72,7 +72,7 @@ def hostile(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[..., RunningSu
     started = []
 
     def start(respond: Callable[[Wire, list[Any]], list[Any] | None]) -> RunningSubmission:
-        monkeypatch.setattr("autograder.sandbox.load", lambda name: imitate(respond))
+        monkeypatch.setattr("autograder.sandboxing.sandbox.load", lambda name: imitate(respond))
         started.append(RunningSubmission([("cell", "")], InlineSandbox(), call_s=5))
         return started[-1]
 

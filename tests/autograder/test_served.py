@@ -16,9 +16,15 @@ import openai
 import pytest
 
 from autograder.checks import CheckFailed, SubmissionFault, SubmissionRaised
-from autograder.remote import RunningSubmission
-from autograder.sandbox import LandlockSandbox, NamespaceSandbox, ProcessSandbox, SandboxUnavailable, best_sandbox
-from autograder.served import Service, serve
+from autograder.judging.remote import RunningSubmission
+from autograder.judging.served import Service, serve
+from autograder.sandboxing.sandbox import (
+    LandlockSandbox,
+    NamespaceSandbox,
+    ProcessSandbox,
+    SandboxUnavailable,
+    best_sandbox,
+)
 from autograder.worker.wire import Deadline
 
 APP = """
@@ -285,7 +291,7 @@ def test_what_a_check_leaves_without_failing_is_not_asked_for(submission: Runnin
 JUDGED = {
     "test_public.py": """
 from autograder.checks import expect_equal
-from autograder.served import serve
+from autograder.judging.served import serve
 
 
 def test_answers(submission):
@@ -299,9 +305,9 @@ def test_answers(submission):
     "judge.py": """
 import json, os, sys
 from pathlib import Path
-from autograder.judge import judge
+from autograder.judging.judge import judge
 from autograder.manifest import Manifest
-from autograder.sandbox import ProcessSandbox
+from autograder.sandboxing.sandbox import ProcessSandbox
 from autograder.spec import Assignment, Task
 from autograder.submission import Submission
 

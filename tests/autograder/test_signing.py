@@ -21,11 +21,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 from rich.console import Console
 
-from autograder import corpus, results, run, signing
+from autograder import results, signing
+from autograder.authoring import corpus
 from autograder.finding import Finding, Outcome
-from autograder.progress import Steps
 from autograder.results import Refused, Result
-from autograder.sandbox import ProcessSandbox, SandboxUnavailable
+from autograder.runs import run
+from autograder.runs.progress import Steps
+from autograder.sandboxing.sandbox import ProcessSandbox, SandboxUnavailable
 from autograder.signing import KeyFileError, PublicKey, SigningKey
 
 if TYPE_CHECKING:
@@ -590,5 +592,5 @@ def test_the_seed_is_not_in_the_worker(course: Course) -> None:
 
 def test_the_library_is_loaded_by_those_who_sign_only() -> None:
     """Students who check their work do not wait for cryptography."""
-    code = "import autograder.cli, autograder.selfcheck, autograder.results, sys; print('cryptography' in sys.modules)"
+    code = "import autograder.cli, autograder.students.selfcheck, autograder.results, sys; print('cryptography' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout == "False\n"

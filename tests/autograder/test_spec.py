@@ -6,7 +6,7 @@ import math
 
 import pytest
 
-from autograder.remote import RunningSubmission
+from autograder.judging.remote import RunningSubmission
 from autograder.spec import RESERVED, Assignment, SpecError, Task, Threshold
 
 FAST = {"cpu": Threshold(2.0, 1.0, "measured: 3", "a machine")}

@@ -17,9 +17,9 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from autograder import pair
 from autograder.manifest import REST, Manifest, digest
-from autograder.pair import PairConflict
+from autograder.students import pair
+from autograder.students.pair import PairConflict
 from autograder.submission import Submission, UnreadableSubmission, read_notebook, read_script
 
 RELEASE = Path(__file__).resolve().parents[2] / "assignments" / "kv_cache"

@@ -27,14 +27,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from autograder import suite
-from autograder.block_memory import HostMemory
-from autograder.blocks import Feed, MovedWhilePaused, WorkerSide
 from autograder.checks import CheckFailed, SubmissionFault, SubmissionRaised, expect_equal, fail
-from autograder.feedback import rows
 from autograder.finding import Finding, Outcome
-from autograder.pausing import Pausing, below
-from autograder.remote import RunningSubmission
-from autograder.sandbox import (
+from autograder.judging.block_memory import HostMemory
+from autograder.judging.blocks import Feed, MovedWhilePaused, WorkerSide
+from autograder.judging.remote import RunningSubmission
+from autograder.judging.timed import Inconclusive, NeedsReview, NotHere, Timed, TooSlow
+from autograder.pages.feedback import rows
+from autograder.sandboxing.pausing import Pausing, below
+from autograder.sandboxing.sandbox import (
     LandlockSandbox,
     Limits,
     NamespaceSandbox,
@@ -44,7 +45,6 @@ from autograder.sandbox import (
     best_sandbox,
 )
 from autograder.spec import Assignment, Task, Threshold
-from autograder.timed import Inconclusive, NeedsReview, NotHere, Timed, TooSlow
 from gpu_env.lease import Held, LeaseUnavailable, lease
 from gpu_env.paired import Rule
 from gpu_env.roofline import Work
@@ -315,7 +315,7 @@ def attend(q, k, v):
         self, side: Callable[..., WorkerSide], monkeypatch: pytest.MonkeyPatch
     ) -> None:
         """However much memory the inputs of a block need, little of it is used at once, and all calls are made."""
-        monkeypatch.setattr("autograder.blocks.MOST_BYTES", 1000)
+        monkeypatch.setattr("autograder.judging.blocks.MOST_BYTES", 1000)
         seen: list[int] = []
         one = side(
             "calls = 0\ndef f(x):\n  global calls\n  calls += 1\n  return calls",
@@ -711,9 +711,9 @@ def test_bad_reference(submission, timed):
     "judge.py": """
 import json, os, sys
 from pathlib import Path
-from autograder.judge import judge
+from autograder.judging.judge import judge
 from autograder.manifest import Manifest
-from autograder.sandbox import best_sandbox
+from autograder.sandboxing.sandbox import best_sandbox
 from autograder.spec import Assignment, Task, Threshold
 from autograder.submission import Submission
 

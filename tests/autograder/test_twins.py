@@ -11,11 +11,12 @@ from typing import TYPE_CHECKING, Any
 from hypothesis import given
 from hypothesis import strategies as st
 
-from autograder import results, suite, twins
+from autograder import results, suite
 from autograder.finding import Finding, Outcome
-from autograder.grading import Graded, Job, graded_as
-from autograder.progress import Activity
 from autograder.results import IsolationRecord, Result
+from autograder.runs import twins
+from autograder.runs.grading import Graded, Job, graded_as
+from autograder.runs.progress import Activity
 from autograder.submission import Submission
 
 if TYPE_CHECKING:

@@ -9,9 +9,9 @@ from collections.abc import Iterator
 import pytest
 
 from autograder.checks import SubmissionRaised
-from autograder.remote import RunningSubmission
-from autograder.sandbox import ProcessSandbox, Sandbox, SandboxUnavailable, best_sandbox
-from autograder.upstream import Reply, Request, reachable
+from autograder.judging.remote import RunningSubmission
+from autograder.judging.upstream import Reply, Request, reachable
+from autograder.sandboxing.sandbox import ProcessSandbox, Sandbox, SandboxUnavailable, best_sandbox
 
 CLIENT = """
 import asyncio

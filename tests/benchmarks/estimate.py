@@ -35,9 +35,10 @@ from generated_class import NAME, our_course, submissions  # type: ignore[import
 from throughput import ENTERING, GRADING, surroundings  # type: ignore[import-not-found]
 from watched import CORES, Watched, watch  # type: ignore[import-not-found]
 
-from autograder import results, run, suite
-from autograder.grading import discover
-from autograder.node import Order
+from autograder import results, suite
+from autograder.runs import run
+from autograder.runs.grading import discover
+from autograder.runs.node import Order
 
 NETWORK_BYTES_S = 1e9 / 8
 FLEETS = ((1, CORES), (1, 16), (4, 16), (10, 16))

@@ -26,11 +26,12 @@ from pathlib import Path
 from rich.console import Console
 
 import autograder.cli  # noqa: F401 - sets an environment in which judges can be forked, before torch is imported
-from autograder import corpus, suite
-from autograder.grading import Graded, Grader, Job
-from autograder.isolation import LEVELS
-from autograder.progress import Steps
-from autograder.sandbox import best_sandbox
+from autograder import suite
+from autograder.authoring import corpus
+from autograder.runs.grading import Graded, Grader, Job
+from autograder.runs.progress import Steps
+from autograder.sandboxing.isolation import LEVELS
+from autograder.sandboxing.sandbox import best_sandbox
 
 __all__ = ["FlipFigures", "regrade"]
 

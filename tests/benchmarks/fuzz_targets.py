@@ -34,12 +34,13 @@ from typing import Any
 
 from fuzz_mutate import FINDING, frame, mutate_bytes, mutate_frames, mutate_json  # type: ignore[import-not-found]
 
-from autograder import remote, results, suite
+from autograder import results, suite
 from autograder.checks import CheckFailed, SubmissionFault, SubmissionRaised, expect_close, expect_equal, show
-from autograder.grading import Graded, Grader, Job, result_file, stored
-from autograder.isolation import Limits, Worker
-from autograder.remote import RunningSubmission
-from autograder.sandbox import InlineSandbox
+from autograder.judging import remote
+from autograder.judging.remote import RunningSubmission
+from autograder.runs.grading import Graded, Grader, Job, result_file, stored
+from autograder.sandboxing.isolation import Limits, Worker
+from autograder.sandboxing.sandbox import InlineSandbox
 from autograder.submission import Submission
 from autograder.worker import wire
 from autograder.worker.serve import serve

@@ -21,7 +21,9 @@ from typing import Any
 import nbformat
 from nbformat.v4 import new_code_cell, new_notebook
 
-from autograder import build, corpus, course, gradebook, suite
+from autograder import suite
+from autograder.authoring import build, corpus
+from autograder.courses import course, gradebook
 
 __all__ = ["NAME", "OTTER_LOOP", "Class", "otter_course", "our_course", "stock_course", "submissions"]
 

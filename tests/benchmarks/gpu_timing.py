@@ -38,12 +38,19 @@ from typing import Any
 
 import torch
 
-from autograder.blocks import Feed, WorkerSide
 from autograder.checks import CheckFailed, SubmissionFault, SubmissionRaised, fail
-from autograder.remote import RunningSubmission
-from autograder.sandbox import LandlockSandbox, Limits, NamespaceSandbox, ProcessSandbox, Sandbox, gpu_devices
+from autograder.judging.blocks import Feed, WorkerSide
+from autograder.judging.remote import RunningSubmission
+from autograder.judging.timed import Inconclusive, NeedsReview, Timed
+from autograder.sandboxing.sandbox import (
+    LandlockSandbox,
+    Limits,
+    NamespaceSandbox,
+    ProcessSandbox,
+    Sandbox,
+    gpu_devices,
+)
 from autograder.spec import Threshold
-from autograder.timed import Inconclusive, NeedsReview, Timed
 from autograder.worker import device_memory
 from gpu_env import device
 from gpu_env.paired import Rule

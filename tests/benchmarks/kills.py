@@ -39,8 +39,12 @@ from pathlib import Path
 
 import nbformat
 
-from autograder import corpus, course, feedback, grade, grading, results, suite, temporary
+from autograder import grade, results, suite, temporary
+from autograder.authoring import corpus
+from autograder.courses import course
 from autograder.errors import AutograderError
+from autograder.pages import feedback
+from autograder.runs import grading
 
 NAME = "kv_cache"
 AIMS = {

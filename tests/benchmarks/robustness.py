@@ -30,9 +30,9 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from autograder import corpus
-from autograder.progress import Steps
-from autograder.run import CorpusRun, grade_corpus
+from autograder.authoring import corpus
+from autograder.runs.progress import Steps
+from autograder.runs.run import CorpusRun, grade_corpus
 
 NAME = "kv_cache"
 SLOW = ("endless_loop", "memory_bomb", "burns_every_core", "slows_the_baseline", "disk_bomb")

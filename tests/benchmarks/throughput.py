@@ -48,11 +48,12 @@ from generated_class import (  # type: ignore[import-not-found]
 )  # fmt: skip
 from watched import CORES, Watched, watch  # type: ignore[import-not-found]
 
-from autograder import gradebook, results, suite
+from autograder import results, suite
+from autograder.courses import gradebook
 from autograder.finding import Outcome
-from autograder.remote import RunningSubmission
+from autograder.judging.remote import RunningSubmission
 from autograder.results import Result
-from autograder.sandbox import Limits, best_sandbox
+from autograder.sandboxing.sandbox import Limits, best_sandbox
 from gpu_env import device
 
 QUICK = 6

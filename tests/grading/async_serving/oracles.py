@@ -9,7 +9,7 @@ from __future__ import annotations
 import random
 from typing import Any
 
-from autograder.scripted import Call
+from autograder.judging.scripted import Call
 
 OK = ["returned", None]
 WORDS = ("alpha", " beta", " γάμμα", "\n\n", " 🙂", "data: x", ' "quoted"', "\\", " \u2028", " {}", "[DONE]")

@@ -9,8 +9,8 @@ from typing import Any
 import openai
 
 from autograder.checks import expect_equal, expect_raises, fail
-from autograder.scripted import Call, ScriptedEngine
-from autograder.served import Service
+from autograder.judging.scripted import Call, ScriptedEngine
+from autograder.judging.served import Service
 from grading.async_serving import oracles
 from grading.async_serving.oracles import OK, Teller
 from grading.async_serving.test_public import (

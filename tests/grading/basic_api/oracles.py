@@ -23,8 +23,8 @@ from schemathesis.specs.openapi.checks import (
 )
 
 from autograder.checks import CheckFailed, fail
-from autograder.scripted import Call
-from autograder.served import Service
+from autograder.judging.scripted import Call
+from autograder.judging.served import Service
 
 WORDS = ("alpha", "béta", "gamma", "δέλτα", "epsilon", "猫", "eta", "theta", "🙂", "kappa")
 

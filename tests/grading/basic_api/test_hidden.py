@@ -10,8 +10,8 @@ from typing import Any
 import openai
 
 from autograder.checks import expect_equal, expect_raises, fail
-from autograder.exchange import Exchange
-from autograder.served import Service, serve
+from autograder.judging.exchange import Exchange
+from autograder.judging.served import Service, serve
 from grading.basic_api import oracles
 from grading.basic_api.oracles import SecretModel
 from grading.basic_api.test_public import expect_error, expect_fields, expect_status, ready, served

@@ -16,8 +16,8 @@ import httpx
 import torch
 
 from autograder.checks import fail
-from autograder.oracle import oracle
-from autograder.timed import NotHere
+from autograder.judging.oracle import oracle
+from autograder.judging.timed import NotHere
 from gpu_env import models, vllm_engine
 from grading.batched_inference.test_public import Watched
 

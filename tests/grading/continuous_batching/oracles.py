@@ -29,7 +29,7 @@ import numpy as np
 import torch
 
 from autograder.checks import fail
-from autograder.oracle import oracle
+from autograder.judging.oracle import oracle
 from gpu_env import models
 
 INF = math.inf

@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 
-from autograder.oracle import oracle
+from autograder.judging.oracle import oracle
 from gpu_env import models
 
 Layer = dict[str, Any]

@@ -11,9 +11,9 @@ from typing import Any
 
 import torch
 
-from autograder import machine
 from autograder.checks import expect_close, expect_equal, expect_raises, expect_type, fail
-from autograder.timed import Inconclusive
+from autograder.judging import machine
+from autograder.judging.timed import Inconclusive
 from grading.kv_cache import oracles, paged
 from grading.kv_cache.oracles import Key, PoolModel, Server, build
 from grading.kv_cache.paged import ListPool, ManagerModel

@@ -11,7 +11,7 @@ import httpx
 import numpy as np
 
 from autograder.checks import expect_close, expect_equal, expect_raises, fail
-from autograder.upstream import Reply, Request, reachable
+from autograder.judging.upstream import Reply, Request, reachable
 from grading.openai_client import oracles
 from grading.openai_client.test_public import ANSWER, DELTAS, LINE, MESSAGES, event, expect_record, sse, stream
 

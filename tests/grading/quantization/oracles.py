@@ -16,7 +16,7 @@ from typing import Any
 import torch
 
 from autograder import suite
-from autograder.oracle import oracle
+from autograder.judging.oracle import oracle
 from gpu_env import models
 
 MODEL = "SmolLM2-135M-Instruct"

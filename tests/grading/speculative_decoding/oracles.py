@@ -23,7 +23,7 @@ import numpy as np
 import torch
 
 from autograder.checks import fail
-from autograder.oracle import oracle
+from autograder.judging.oracle import oracle
 
 # ---------------------------------------------------------------------------------------------------------- fractions
 

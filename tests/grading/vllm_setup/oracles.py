@@ -12,9 +12,9 @@ from typing import Any
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from autograder import engine
-from autograder.oracle import oracle
-from autograder.timed import NotHere
+from autograder.authoring import engine
+from autograder.judging.oracle import oracle
+from autograder.judging.timed import NotHere
 from gpu_env import models, vllm_engine
 
 MODEL = "SmolLM2-135M-Instruct"

@@ -21,7 +21,7 @@ sys.path += [ROOT, f"{ROOT}/tests", f"{ROOT}/solutions", "/repo", "/autograder",
 solver = None
 for name in (
     "solutions.kv_cache", "kv_cache", "grading.kv_cache.oracles", "grading.kv_cache.test_hidden", "tests.grading.kv_cache.oracles",
-    "autograder.corpus", "autograder.suite", "autograder.judge", "autograder.build", "autograder.plugin",
+    "autograder.authoring.corpus", "autograder.suite", "autograder.judging.judge", "autograder.authoring.build", "autograder.judging.plugin",
 ):
     try:
         module = importlib.import_module(name)

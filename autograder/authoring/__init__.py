@@ -1,0 +1,1 @@
+"""For authors: build releases, try the corpus, mutate the reference."""

@@ -1,0 +1,1 @@
+"""The nbgrader course: what it collects, its gradebook, its feedback."""

@@ -1,0 +1,1 @@
+"""One submission: the judge, its view of the worker, what it measures."""

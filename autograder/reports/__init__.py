@@ -1,0 +1,1 @@
+"""Grades and findings for people and other tools."""

@@ -1,0 +1,1 @@
+"""Many submissions: on one machine, on a cluster, again."""

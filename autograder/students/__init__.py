@@ -1,0 +1,1 @@
+"""What students run: `check(...)`, `autograder check`, the paired files."""
