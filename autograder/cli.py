@@ -10,7 +10,7 @@ import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Annotated, Literal, NoReturn
+from typing import Annotated, Any, Literal, NoReturn
 
 # One thread each: this process forks judges, and a thread pool does not survive a fork. Set before torch is imported.
 for _name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"):
@@ -50,7 +50,7 @@ STOPPED = N_("Stopped. What was finished is kept; the same command goes on from 
 Course = Annotated[Path, typer.Option("--course", help="The nbgrader course's folder, or one inside it.")]
 Lang = Annotated[
     str | None,
-    typer.Option("--lang", help="en or zh_TW; the environment's by default (LANGUAGE, LC_ALL, LC_MESSAGES, LANG)."),
+    typer.Option("--lang", help=N_("en or zh_TW; the environment's by default (LANGUAGE, LC_ALL, LC_MESSAGES, LANG).")),
 ]
 Plain = Annotated[bool, typer.Option("--plain", help="Lines instead of a progress bar, for logs.")]
 
@@ -89,13 +89,13 @@ def _speaking(lang: str | None, path: Path) -> Iterator[None]:
         yield
 
 
-@app.command()
+@app.command(help=N_("Run the public checks on your own work. Gives no marks."))
 def check(
-    path: Annotated[Path, typer.Argument(help="The notebook, its .py file, or the folder of the assignment.")] = Path(
-        "."
-    ),
-    task: Annotated[str | None, typer.Option("--task", help="Only this task.")] = None,
-    inline: Annotated[bool, typer.Option("--inline", help="In this process, for a debugger.")] = False,
+    path: Annotated[
+        Path, typer.Argument(help=N_("The notebook, its .py file, or the folder of the assignment."))
+    ] = Path("."),
+    task: Annotated[str | None, typer.Option("--task", help=N_("Only this task."))] = None,
+    inline: Annotated[bool, typer.Option("--inline", help=N_("In this process, for a debugger."))] = False,
     lang: Lang = None,
 ) -> None:
     """Run the public checks on your own work. Gives no marks."""
@@ -120,9 +120,9 @@ def check(
     raise typer.Exit(0 if points == most else 1)
 
 
-@app.command()
+@app.command(help=N_("Make notebook and .py file agree, after both were changed."))
 def sync(
-    path: Annotated[Path, typer.Argument(help="The file that counts; the other one is overwritten.")],
+    path: Annotated[Path, typer.Argument(help=N_("The file that counts; the other one is overwritten."))],
     lang: Lang = None,
 ) -> None:
     """Make notebook and .py file agree, after both were changed."""
@@ -543,12 +543,24 @@ def list_models() -> None:
         console.print(f"{name}: {state}", highlight=False)
 
 
+def _command() -> Any:
+    """The command, with the help of what students run in the environment's language."""
+    command: Any = typer.main.get_command(app)  # of a click that newer versions of typer bring themselves
+    with language.use(language.load(language.chosen())):
+        for name in ("check", "sync"):
+            found = command.commands[name]
+            for each in (found, *found.params):
+                if getattr(each, "help", None):
+                    each.help = _(each.help)
+    return command
+
+
 def main() -> None:
     """Entry point. A terminal narrower than usual, or none, must not cut what is said."""
     if not sys.stdout.isatty():
         console.width = max(shutil.get_terminal_size((120, 24)).columns, 120)
     try:
-        app()
+        _command()()
     except KeyboardInterrupt:
         print(f"autograder: {STOPPED}", file=sys.stderr)
         sys.exit(130)

@@ -8,7 +8,7 @@ Texts that are shown where they are written go through `_`, with named fields. F
 in the judge, which knows no language: the catalogue has their templates with numbered fields (context `SAID`), and `said` finds
 the one that a sentence was made from.
 
-Not covered: what instructors read (class page, most commands), handouts, help texts of commands, and what a suite's own checks
+Not covered: what instructors read (class page, most commands), handouts, and what a suite's own checks
 put together about a value. These stay English.
 """
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import os
 import re
 import shutil
 import subprocess
@@ -327,3 +328,13 @@ def test_check_speaks_the_language_that_was_asked_for(tmp_path: Path) -> None:
     code, text = said(str(folder), "--lang", "tlh")
     assert code == 1
     assert "There is no language 'tlh' here." in text
+
+
+@pytest.mark.parametrize("command", ["check", "sync"])
+def test_help_speaks_the_environments_language(command: str) -> None:
+    """`autograder check --help` where LANGUAGE is zh_TW: what the command does and what each argument is, but for typer's own."""
+    environment = os.environ | {"LANGUAGE": "zh_TW"}
+    arguments = [sys.executable, "-m", "autograder", command, "--help"]
+    done = subprocess.run(arguments, capture_output=True, text=True, encoding="utf-8", env=environment, check=True)
+    for part in {"check": ("不計成績", "只檢查這個任務"), "sync": ("檔一致", "會被覆寫")}[command]:
+        assert part in done.stdout
