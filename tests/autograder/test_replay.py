@@ -87,7 +87,8 @@ def test_measured_checks_are_shown_beside_each_other(graded: Course) -> None:
     ran = graded.autograder("replay", "--plain", str(file))
     assert ran.code == 0, ran.said
     rows = ran.said.partition("measured again, so that a ratio may differ")[2]
-    assert re.search(r"test_pool_constant_time +│ FAILED.*│ FAILED", rows), ran.said
+    reading = "(FAILED|INCONCLUSIVE)"  # the latter where the machine is busy
+    assert re.search(rf"test_pool_constant_time +│ {reading}.*│ {reading}", rows), ran.said
 
 
 def test_another_seed_gives_other_findings(graded: Course) -> None:
