@@ -355,7 +355,7 @@ def test_findings_say_what_the_server_logged_and_keep_their_hints(tmp_path: Path
     )
     bug, dies, good = (json.loads(line) for line in done.stdout.splitlines() if line.startswith('["'))
     logged = "Its server logged: NameError: name 'oops' is not defined (cell make_app, line 9: return oops)"
-    assert bug == ["FAILED", f"The status is not what it should be. {logged}", "Return something."]
+    assert bug == ["FAILED", f"The status: wrong value. {logged}", "Return something."]
     assert dies[0] == "FAILED"
     assert "exit code 3" in dies[1]
     assert dies[2] == "Return something."
