@@ -483,6 +483,10 @@ def test_detokenizer_smollm2(submission, rng):
 
     for text in ("I've seen 你好，世界 and 🙂👩‍👩‍👧‍👦🇹🇼, too .", "naïve façade — Привет, мир! \n\n\tこんにちは"):
         expect_text(submission, decode, tokenizer.encode(text), f"the tokens of SmolLM2 for {text!r}")
+    half = tokenizer.encode("🦙")[:-1]  # its replacement character belongs to the text
+    expect_text(
+        submission, decode, [*half, *tokenizer.encode(" on"), *half], "tokens of SmolLM2, half an emoji among them"
+    )
     for _ in range(4):
         ids = [rng.randrange(49_152) for _ in range(40)]
         expect_text(submission, decode, ids, "random tokens of SmolLM2")
