@@ -315,20 +315,24 @@ def test_without_a_sandbox_no_attack_is_tried(corpus_course: Course) -> None:
     assert "No attack was tried" in ran.said
 
 
+def graded_as_it_must_be(name: str, folder: Path, *options: str) -> dict[str, int]:
+    """The figures of a corpus run in `folder`. Where something is amiss, only that is shown, not a line per submission."""
+    command = [sys.executable, "-m", "autograder", "corpus", name, "--json", *options]
+    ran = subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=900, check=False)
+    lines = ran.stdout.splitlines()
+    amiss = [line for line in lines if line.startswith("✗")] or lines[-20:]
+    assert ran.returncode == 0, "\n".join([*amiss, ran.stderr[-3000:]])
+    return cast("dict[str, int]", json.loads(lines[-1]))
+
+
 def test_the_corpus_of_kv_cache(tmp_path: Path) -> None:
     """No attack changes a grade, reads a secret or leaves anything; no honest twin is punished; every check is needed."""
-    command = [sys.executable, "-m", "autograder", "corpus", NAME, "--json"]
-    ran = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=580, check=False)
-    assert ran.returncode == 0, ran.stdout + ran.stderr
-    figures = json.loads(ran.stdout.splitlines()[-1])
+    figures = graded_as_it_must_be(NAME, tmp_path)
     assert (figures["attacks_tried"] >= 54, figures["honest_tried"] >= 42) == (True, True)
 
 
 def test_a_part_of_the_corpus_of_quantization(tmp_path: Path) -> None:
     """Its neighbours, which are the reference, have all points, the stub has none, and replaced helpers are found out."""
     only = ["--only", "wrong-stub", "--only", "hostile-patches_the_kit"]
-    command = [sys.executable, "-m", "autograder", "corpus", "quantization", "--json", *only]
-    ran = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=580, check=False)
-    assert ran.returncode == 0, ran.stdout + ran.stderr
-    figures = json.loads(ran.stdout.splitlines()[-1])
+    figures = graded_as_it_must_be("quantization", tmp_path, *only)
     assert (figures["right_tried"] >= 1, figures["wrong_tried"], figures["attacks_tried"]) == (True, 1, 1)
