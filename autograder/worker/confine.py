@@ -153,7 +153,8 @@ def enter_worker(
     step = "Landlock"
     try:
         extra = filter(os.path.exists, (*PROC, *(("/proc/driver/nvidia",) if devices else ())))
-        wall = landlock.restrict([*paths, *extra], [folder], [*walls.DEVICES, *devices], tcp=True)
+        threads = ["/proc/self/task"] if devices else []  # CUDA gives them names there
+        wall = landlock.restrict([*paths, *extra], [folder], [*walls.DEVICES, *devices], existing=threads, tcp=True)
         step = "seccomp filter"
         seccomp.load(seccomp.build(alone=False, own_user=uid is not None, abi=landlock.abi()))
     except OSError as error:

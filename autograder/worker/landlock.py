@@ -53,17 +53,30 @@ def abi() -> int:
     return _call("version", CREATE_RULESET, None, 0, 1)
 
 
-def restrict(read: Iterable[str], write: Iterable[str] = (), devices: Iterable[str] = (), *, tcp: bool = False) -> str:
+def restrict(
+    read: Iterable[str],
+    write: Iterable[str] = (),
+    devices: Iterable[str] = (),
+    *,
+    existing: Iterable[str] = (),
+    tcp: bool = False,
+) -> str:
     """Leave this thread, and whatever it starts, the paths given; gives a name for the wall. Raises OSError.
 
-    `write` are folders with every right but making devices; `tcp` also forbids TCP. Needs no_new_privs.
+    `write` are folders with every right but making devices; files below those in `existing` may be written, none made;
+    `tcp` also forbids TCP. Needs no_new_privs.
     """
     version = abi()
     handled = sum(right for since, right in RIGHTS.items() if since <= version)
     rules = struct.pack("QQQ", handled, TCP if tcp and version >= 4 else 0, SCOPES if version >= 6 else 0)
     ruleset = _call("create", CREATE_RULESET, rules, len(rules), 0)
     try:
-        for paths, rights in ((read, READ), (write, ~MAKE_DEVICES), (devices, READ_FILE | WRITE_FILE | IOCTL_DEV)):
+        for paths, rights in (
+            (read, READ),
+            (write, ~MAKE_DEVICES),
+            (devices, READ_FILE | WRITE_FILE | IOCTL_DEV),
+            (existing, WRITE_FILE | TRUNCATE),
+        ):
             for path in paths:
                 _allow(ruleset, path, rights & handled)
         _call("restrict", RESTRICT_SELF, ruleset, 0)

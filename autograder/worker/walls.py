@@ -14,13 +14,15 @@ Covered:
 - leftovers: processes end with the worker, whatever they did to leave it
 - limits: memory and CPU time per process, number of processes and threads, bytes and number of scratch files; one
   processor where asked for, so that a neighbour on another one keeps its speed
-- devices: the few harmless ones, and those of a GPU where asked for
+- devices: the few harmless ones, and those of a GPU where asked for; with these a worker can write what /proc lets it
+  write of its own processes, since CUDA names its threads there and gives up (error 304) if it cannot
 Not covered:
 - kernel faults: host and worker share one kernel
 - cgroups: seldom to be had, so CPU time counts per process, and the memory of all processes together is watched by the
   zygote, not bounded by the kernel
 - socket buffers: memory that no limit counts
 - GPU memory: is not limited; and as CUDA reserves address space at will, with GPUs the host's memory is watched only
+- out of memory: where /proc can be written (see devices), a worker can undo that it is the first to go
 - files of root: what only root can read stays unreadable for the worker of a grader that is root
 """
 
@@ -281,7 +283,7 @@ def enter_worker(
         mapped = int(file.read().split()[0]) * resource.getpagesize()
     proc, refused = "fresh /proc", []
     try:
-        _mount("proc", "/proc", "proc", NOSUID | NODEV | NOEXEC | RDONLY)
+        _mount("proc", "/proc", "proc", NOSUID | NODEV | NOEXEC | (0 if devices else RDONLY))
     except WallError as error:
         proc, refused = "empty /proc", [f"fresh /proc: {error}"]
         _mount("tmpfs", "/proc", "tmpfs", NOSUID | NODEV | NOEXEC | RDONLY, "size=4k")
@@ -301,7 +303,8 @@ def enter_worker(
     call("open /proc/self", "prctl", PR_SET_DUMPABLE, 1, 0, 0, 0)
     raised = ["own namespaces", proc, "scratch quota", "rlimits", "no capabilities", "seccomp"]
     try:
-        raised.append(landlock.restrict(["/"], ["/scratch", "/dev/shm"], [*DEVICES, *devices]))
+        own = ["/proc"] if devices else []
+        raised.append(landlock.restrict(["/"], ["/scratch", "/dev/shm"], [*DEVICES, *devices], existing=own))
     except OSError as error:
         refused.append(f"{error} (errno {error.errno})")
     return tuple(raised), tuple(refused)

@@ -593,20 +593,34 @@ reply(1); wait()"""
 
     @covers("walls: devices")
     def test_gpu_devices_are_passed_on(self, walled: Sandbox, standin: dict[str, Any]) -> None:
-        """A device file that was asked for can be opened, another cannot; address space is then not limited."""
+        """A device file that was asked for can be opened, another cannot; address space is then not limited.
+
+        A thread can be named, as CUDA does when it starts, and nothing of the machine can be set by the way.
+        """
         source = """
-import errno, os, resource
-def attempt(path):
-    try: os.open(path, os.O_RDWR)
+import errno, os, resource, threading
+def attempt(path, flags=os.O_RDWR):
+    try: os.close(os.open(path, flags, 0o666))
     except OSError as error: return errno.errorcode[error.errno]
-reply([attempt('/dev/tty'), attempt('/dev/ptmx'), resource.getrlimit(resource.RLIMIT_AS)[0]])"""
+def name_a_thread():
+    path = f'/proc/self/task/{threading.get_native_id()}/comm'
+    if failure := attempt(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC): return failure
+    with open(path, 'w') as file: file.write('cuda')
+    with open(path) as file: return file.read().strip()
+names = []
+thread = threading.Thread(target=lambda: names.append(name_a_thread()))
+thread.start(); thread.join()
+settings = [attempt(path, os.O_WRONLY) for path in ('/proc/sys/kernel/core_pattern', '/proc/sysrq-trigger', '/proc/1/comm')]
+reply([attempt('/dev/tty'), attempt('/dev/ptmx'), resource.getrlimit(resource.RLIMIT_AS)[0], names, settings])"""
         with type(walled)(devices=["/dev/tty"], **standin) as sandbox:  # type: ignore[call-arg, attr-defined]
             student = Student(sandbox, source)
-            tty, other, address_space = student.answer()
+            tty, other, address_space, names, settings = student.answer()
             student.worker.kill()
         assert tty == "ENXIO"  # it was reached, and there is no terminal behind it
         assert other in ("ENOENT", "EACCES")
         assert address_space == resource.RLIM_INFINITY
+        assert names == ["cuda"]
+        assert all(settings)  # each was refused
 
     @covers("sandbox: self-test")
     def test_self_test_passes_quickly(self, walled: LandlockSandbox | NamespaceSandbox) -> None:
