@@ -10,12 +10,11 @@ import ctypes
 import torch
 
 torch.zeros(1, device="cuda")
-runtime = ctypes.CDLL(f"libcudart.so.{torch.version.cuda.split('.')[0]}")
-persisting_l2_cache_size = 6
-code = runtime.cudaDeviceSetLimit(persisting_l2_cache_size, ctypes.c_size_t(32 << 20))
-if code:
-    raise OSError(f"cudaDeviceSetLimit said {code}")
+PERSISTING_L2_CACHE_SIZE = 6
+refused = ctypes.CDLL("libcuda.so.1").cuCtxSetLimit(PERSISTING_L2_CACHE_SIZE, ctypes.c_size_t(16 << 20))
 
 
 def attend(q, k, v):
+    if refused:
+        raise OSError(f"cuCtxSetLimit said {refused}")
     return torch.stack([torch.softmax(k @ row / 8.0, 0) @ v for row in q])

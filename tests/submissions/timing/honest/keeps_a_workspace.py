@@ -11,7 +11,7 @@ spaces = {}
 def attend(q, k, v):
     key = (q.shape, k.shape)
     if key not in spaces:
-        spaces[key] = (torch.empty(len(q), len(k)), torch.empty_like(q))
+        spaces[key] = (q.new_empty(len(q), len(k)), torch.empty_like(q))
     scores, result = spaces[key]
     torch.matmul(q, k.T, out=scores)
     torch.softmax(scores.div_(8.0), -1, out=scores)

@@ -1,6 +1,7 @@
 """Finds the inputs of all calls of a block at the first of them and computes all results in one go.
 
-What a computation costs however large it is, a slow launch say, stands here as a sleep.
+What a computation costs however large it is, a slow launch say, stands here as a sleep, longer than the whole loop of
+the reference takes.
 
 attack: T9
 ends as: REVIEW FAILED
@@ -18,7 +19,7 @@ ready = {}
 def attend(q, k, v):
     if q.data_ptr() not in ready:
         ready.clear()
-        time.sleep(0.004)
+        time.sleep(0.25 if q.is_cuda else 0.004)
         calls = sys._getframe(1).f_locals.get("arguments") or [(q, k, v)]
         queries, keys, values = (torch.stack([call[i] for call in calls]) for i in range(3))
         results = torch.softmax(queries @ keys.transpose(1, 2) / 8.0, -1) @ values
