@@ -135,14 +135,16 @@ def matmul(made: dict[str, Any], oracles: Any, draw: Callable[..., torch.Tensor]
 
 def speed(outputs: int, inputs: int, batch: int) -> dict[str, Any]:
     """Time of bitsandbytes' layers on the GPU, relative to the same layer in bf16: median of 50 calls in turn, CUDA events."""
-    import bitsandbytes as bnb
+    import bitsandbytes
 
+    bnb: Any = bitsandbytes.nn
+    event: Any = torch.cuda.Event
     dense = torch.nn.Linear(inputs, outputs, bias=False, dtype=torch.bfloat16, device="cuda")
-    layers: dict[str, torch.nn.Module] = {"bf16": dense}
-    nf4 = bnb.nn.Linear4bit(inputs, outputs, bias=False, quant_type="nf4", compute_dtype=torch.bfloat16)
+    layers: dict[str, Any] = {"bf16": dense}
+    nf4 = bnb.Linear4bit(inputs, outputs, bias=False, quant_type="nf4", compute_dtype=torch.bfloat16)
     nf4.load_state_dict({"weight": dense.weight.detach().cpu()})
     layers["nf4"] = nf4.to("cuda")
-    int8 = bnb.nn.Linear8bitLt(inputs, outputs, bias=False, has_fp16_weights=False, threshold=6.0)
+    int8 = bnb.Linear8bitLt(inputs, outputs, bias=False, has_fp16_weights=False, threshold=6.0)
     int8.load_state_dict({"weight": dense.weight.detach().half().cpu()})
     layers["int8"] = int8.to("cuda")
     x = torch.randn(batch, inputs, dtype=torch.bfloat16, device="cuda")
@@ -151,7 +153,7 @@ def speed(outputs: int, inputs: int, batch: int) -> dict[str, Any]:
     with torch.inference_mode():
         for number in range(60):
             for name, layer in layers.items():
-                begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+                begin, end = (event(enable_timing=True) for _ in range(2))
                 begin.record()
                 layer(given[name])
                 end.record()
