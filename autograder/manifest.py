@@ -13,8 +13,10 @@ from pydantic import BaseModel, ConfigDict
 
 from autograder.spec import Assignment, Task
 
-__all__ = ["HELPERS", "REST", "Manifest", "TaskEntry", "digest"]
+__all__ = ["BEGIN", "END", "HELPERS", "REST", "Manifest", "TaskEntry", "digest"]
 
+BEGIN, END = "### BEGIN SOLUTION", "### END SOLUTION"
+"""What stands between these lines of a source is the solution; nbgrader puts the stub in its place."""
 HELPERS = "helpers"
 """Name of the one free cell of imports and helpers that is graded with the tasks."""
 REST = "cells that are not graded"

@@ -32,10 +32,21 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Self
 
-__all__ = ["ENVIRONMENT", "SUPPORTED", "EngineUnavailable", "Server", "installed", "lacks", "obstacle", "trial"]
+__all__ = [
+    "ENVIRONMENT",
+    "SUPPORTED",
+    "EngineUnavailable",
+    "Server",
+    "installed",
+    "kv_cache",
+    "lacks",
+    "obstacle",
+    "trial",
+]
 
-SUPPORTED = ((0, 32), (0, 33))
-"""From the first version up to, and without, the second. The one place that says so; `autograder doctor` tries it out."""
+SUPPORTED = ((0, 25, 1), (0, 33))
+"""From the first version up to, and without, the second. The one place that says so; `autograder doctor` tries what is here.
+All names that are used were looked up in 0.25.1 and in 0.32.0."""
 INSTALL = "make vllm"
 ENVIRONMENT = {
     "VLLM_CPU_KVCACHE_SPACE": "1",  # GiB; without it half of the machine's memory is taken
@@ -48,8 +59,13 @@ CPU_BLOCK_SIZE = 32
 """CPU attention takes multiples of it only ("No common block size for 16")."""
 START_S = 300.0
 """How long a server may take to start: 25 s alone on two cores, four times as long beside other work."""
+GPU_OPTIONS = ["--kv-cache-memory-bytes", str(1 << 30), "--gpu-memory-utilization", "0.1"]
+"""Several servers share a GPU, also with student code: each gets as much KV cache as on a CPU. The share only says how much
+memory must be free; without it 92 % of the GPU are asked for."""
 TRIAL_S = 300.0
 SERVE = "vllm serve "
+CAPACITY = (r"KV cache size: ([\d,]+) tokens", r"Maximum concurrency for ([\d,]+) tokens per request: ([\d,.]+)x")
+"""One line of an engine's log in 0.32, two in 0.25."""
 QUESTION, ANSWER = "What is the capital of France?", "Paris"
 CLASHING = ("torchvision", "torchaudio", "torchcodec")
 """Packages that vllm-cpu asks for and cannot be imported beside: those of the package index are built for CUDA."""
@@ -98,6 +114,18 @@ def obstacle() -> str:
     if _on_cpu() and (there := [name for name in CLASHING if importlib.util.find_spec(name)]):
         return f"vLLM cannot be imported beside {', '.join(there)}. Try: pip uninstall --yes {' '.join(there)}"
     return ""
+
+
+def kv_cache(log: str) -> tuple[int, int, float]:
+    """What the log of an engine says: tokens that its KV cache holds, tokens of the longest request, how many of those fit.
+
+    Raises `ValueError` if it does not say so.
+    """
+    said = [re.search(pattern, log) for pattern in CAPACITY]
+    if not all(said):
+        raise ValueError("the engine's log does not say the size of its KV cache")
+    tokens, length, concurrency = (value.replace(",", "") for each in said if each for value in each.groups())
+    return int(tokens), int(length), float(concurrency)
 
 
 def trial(model: Path, limit_s: float = TRIAL_S) -> str:
@@ -195,7 +223,7 @@ class Server:
         """Options of `vllm serve` for a small model behind a Unix socket; on a CPU those that it needs there."""
         options = ["--uds", path, "--served-model-name", name, "--max-model-len", "1024", "--max-num-seqs", "16"]
         options += ["--dtype", "bfloat16", "--enforce-eager"]
-        return [*options, "--block-size", str(CPU_BLOCK_SIZE)] if _on_cpu() else options
+        return [*options, *(["--block-size", str(CPU_BLOCK_SIZE)] if _on_cpu() else GPU_OPTIONS)]
 
     @property
     def log(self) -> str:
@@ -279,7 +307,11 @@ def _try(model: str) -> None:
     """Generate one text and print it."""
     from vllm import LLM, SamplingParams
 
-    options = {"block_size": CPU_BLOCK_SIZE} if _on_cpu() else {}
+    options = (
+        {"block_size": CPU_BLOCK_SIZE}
+        if _on_cpu()
+        else {"kv_cache_memory_bytes": 1 << 30, "gpu_memory_utilization": 0.1}
+    )
     llm = LLM(model, max_model_len=512, max_num_seqs=4, dtype="bfloat16", enforce_eager=True, **options)
     (output,) = llm.chat(
         [{"role": "user", "content": QUESTION}], SamplingParams(temperature=0, max_tokens=16), use_tqdm=False
@@ -292,7 +324,10 @@ def _lacks(names: list[str]) -> None:
     found = {}
     options: set[str] = set()
     if any(name.startswith(SERVE) for name in names):
-        from vllm.entrypoints.launchers.cli_args import make_arg_parser
+        try:
+            from vllm.entrypoints.launchers.cli_args import make_arg_parser
+        except ModuleNotFoundError:  # 0.25
+            from vllm.entrypoints.openai.cli_args import make_arg_parser
         from vllm.utils.argparse_utils import FlexibleArgumentParser
 
         options = set(make_arg_parser(FlexibleArgumentParser())._option_string_actions)

@@ -31,13 +31,12 @@ from traitlets.config import Config
 from autograder import suite, temporary
 from autograder.authoring import catalogues
 from autograder.errors import AutograderError
-from autograder.manifest import HELPERS, REST, Manifest, TaskEntry, digest
+from autograder.manifest import BEGIN, END, HELPERS, REST, Manifest, TaskEntry, digest
 from autograder.spec import Assignment
 from autograder.submission import Submission, read_notebook
 
 __all__ = ["BuildError", "LeakError", "build", "differences", "source_files"]
 
-BEGIN, END = "### BEGIN SOLUTION", "### END SOLUTION"
 LEAK_LENGTH = 12
 """A line of a solution must be so long, in characters, to count as one that could leak; `return 0` stands everywhere."""
 CELL_KEYS = ("task", "given", HELPERS, "check")

@@ -36,10 +36,9 @@ import jupytext
 import nbformat
 
 from autograder import suite, temporary
-from autograder.authoring.build import BEGIN, END
 from autograder.errors import AutograderError
 from autograder.finding import Outcome
-from autograder.manifest import HELPERS, Manifest
+from autograder.manifest import BEGIN, END, HELPERS, Manifest
 from autograder.runs.grading import Graded
 from autograder.sandboxing.sandbox import Isolation, Limits, Sandbox, Worker
 from autograder.spec import Assignment

@@ -12,7 +12,7 @@ import pytest
 
 from autograder import suite
 from autograder.authoring import build
-from autograder.manifest import Manifest
+from autograder.manifest import BEGIN, Manifest
 
 NAME = "kv_cache"
 CANARY = "canary_5f1d7c2e"
@@ -92,7 +92,7 @@ def test_a_solution_outside_its_markers_is_refused(repository: Path, tmp_path: P
     """A line of the solution that also reaches the release stops the build, and nothing is written."""
     solution = repository / "solutions" / f"{NAME}.py"
     text = solution.read_text(encoding="utf-8")
-    begin = text.index(build.BEGIN)
+    begin = text.index(BEGIN)
     line = next(line for line in text[begin:].splitlines()[1:] if len(line.strip()) > build.LEAK_LENGTH)
     public = repository / "tests" / "grading" / NAME / "test_public.py"
     public.write_text(public.read_text(encoding="utf-8") + f"\n\ndef helper():\n    {line.strip()}\n", encoding="utf-8")
@@ -158,7 +158,7 @@ def test_canaries_reach_nothing_that_a_student_receives(repository: Path, tmp_pa
         **reference(NAME).answers,
         "kv_cache_bytes": "def kv_cache_bytes(*args, **kwargs):\n    return 1\n",
     }
-    edit(repository / "solutions" / f"{NAME}.py", build.BEGIN + "\n", f"{build.BEGIN}\n    {CANARY}_solution = 1\n")
+    edit(repository / "solutions" / f"{NAME}.py", BEGIN + "\n", f"{BEGIN}\n    {CANARY}_solution = 1\n")
     for file in ("test_hidden.py", "oracles.py", "spec.py"):
         path = grading / file
         path.write_text(path.read_text(encoding="utf-8") + f'\n{CANARY}_{path.stem} = "{CANARY}"\n', encoding="utf-8")

@@ -1,6 +1,6 @@
 """transformers against vLLM on one model, in one run: the outline's headline table beside figures of this machine.
 
-    python tests/benchmarks/headline.py [--quick] [--repeats 3] [--save]
+    python tests/benchmarks/headline.py [--quick] [--repeats 3] [--time 3600] [--lengths 64 64] [--save] [--json FILE]
 
 The outline says 250 against 2,800 tokens per second: 11.2 times. What that leaves out: its baseline has a batch of 8, its
 vLLM one of 32, and no model, device, length of texts or number of runs is named. A larger batch is faster in any engine,
@@ -27,16 +27,19 @@ Not covered: load over time, texts of different lengths, compiled transformers, 
 from __future__ import annotations
 
 import argparse
+import contextlib
 import datetime
 import json
 import os
 import random
+import select
 import statistics
 import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -49,9 +52,14 @@ LLAMA_3_8B = {
     "intermediate_size": 14_336, "num_hidden_layers": 32, "num_attention_heads": 32, "num_key_value_heads": 8,
     "max_position_embeddings": 8_192, "tie_word_embeddings": False, "torch_dtype": "bfloat16",
 }  # fmt: skip
+SMALL = {
+    "vocab_size": 32_000, "hidden_size": 256, "intermediate_size": 512, "num_hidden_layers": 4, "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+}  # fmt: skip
+"""What a rehearsal changes in it."""
 EQUAL = (1, 8, 32)
 MORE = {"cpu": (64, 128), "cuda": (64, 128, 256, 512, 1024)}
-QUICK = {"cpu": (64,), "cuda": (256,)}
+QUICK = {"cpu": (64,), "cuda": (128, 256, 512)}
 LENGTHS = {"cpu": (64, 64), "cuda": (256, 128)}
 """Tokens of the prompt and of the answer."""
 MAX_LEN = 1024
@@ -67,18 +75,45 @@ ENGINES = ("hf", "vllm")
 Row = dict[str, Any]
 
 
+@dataclass(frozen=True)
+class Setup:
+    """What is measured: a model, on what. `alone`: each engine wants the whole memory. `random`: the weights are."""
+
+    kind: str
+    folder: Path
+    config: Row
+    random: bool
+    prompt: int
+    new: int
+
+    @property
+    def alone(self) -> bool:
+        return self.random
+
+    @property
+    def device(self) -> str:
+        return self.kind
+
+
+def tell(**row: Any) -> None:
+    """One line of JSON on standard output, at once."""
+    print(json.dumps(row), flush=True)
+
+
 # ------------------------------------------------------------------------------------------------- inside an engine
 
 
-def be_transformers(folder: str, on_gpu: bool) -> tuple[Callable[[list[list[int]], int], list[list[int]]], Row]:
+def be_transformers(
+    folder: str, where: str, random_weights: bool
+) -> tuple[Callable[[list[list[int]], int], list[list[int]]], Row]:
     """Greedy generation by transformers, and what it says of itself."""
     import torch
     from transformers import AutoConfig, AutoModelForCausalLM
 
-    if on_gpu:
-        with torch.device("cuda"):
+    if random_weights:
+        with torch.device(where):
             torch.set_default_dtype(torch.bfloat16)
-            model = AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(folder)).eval()
+            model = AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(folder), dtype=torch.bfloat16).eval()
     else:
         model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.bfloat16).eval()
 
@@ -94,16 +129,19 @@ def be_transformers(folder: str, on_gpu: bool) -> tuple[Callable[[list[list[int]
     return generate, {"weight_bytes": weights, "threads": torch.get_num_threads()}
 
 
-def be_vllm(folder: str, on_gpu: bool) -> tuple[Callable[[list[list[int]], int], list[list[int]]], Row]:
+def be_vllm(
+    folder: str, where: str, random_weights: bool
+) -> tuple[Callable[[list[list[int]], int], list[list[int]]], Row]:
     """The same by vLLM."""
     import torch
     from vllm import LLM, SamplingParams
 
     options: Row = {"skip_tokenizer_init": True, "enable_prefix_caching": False, "max_model_len": MAX_LEN}
-    if on_gpu:
-        options |= {"load_format": "dummy", "max_num_seqs": max(MORE["cuda"])}
-    else:
-        options |= {"enforce_eager": True, "block_size": vllm_engine.CPU_BLOCK_SIZE, "max_num_seqs": max(MORE["cpu"])}
+    options["max_num_seqs"] = max(MORE[where])
+    if random_weights:
+        options["load_format"] = "dummy"
+    if where == "cpu":
+        options |= {"enforce_eager": True, "block_size": vllm_engine.CPU_BLOCK_SIZE}
     llm = LLM(folder, dtype="bfloat16", **options)
 
     def generate(prompts: list[list[int]], new: int) -> list[list[int]]:
@@ -119,11 +157,11 @@ def be_vllm(folder: str, on_gpu: bool) -> tuple[Callable[[list[list[int]], int],
     }
 
 
-def engine_main(kind: str, folder: str, on_gpu: bool) -> None:
+def engine_main(kind: str, folder: str, where: str, random_weights: bool) -> None:
     """Answer requests for measurements, one JSON line each, until the input ends."""
     answers = os.fdopen(os.dup(1), "w", buffering=1)
     os.dup2(2, 1)  # whatever libraries print is no answer
-    generate, about = (be_transformers if kind == "hf" else be_vllm)(folder, on_gpu)
+    generate, about = (be_transformers if kind == "hf" else be_vllm)(folder, where, random_weights)
     print(json.dumps(about), file=answers)
     for line in sys.stdin:
         prompts, new = json.loads(line)
@@ -135,131 +173,220 @@ def engine_main(kind: str, folder: str, on_gpu: bool) -> None:
             if "out of memory" not in str(error).lower():
                 raise
             print(json.dumps({"error": "out of memory"}), file=answers)
+            release()
             continue
         assert [len(each) for each in found] == [new] * len(prompts), "an engine gave another number of tokens"
         print(json.dumps({"seconds": seconds, "first": [each[0] for each in found]}), file=answers)
 
 
+def release() -> None:
+    """Give the GPU back what a call that ran out of memory left."""
+    import gc
+
+    import torch
+
+    gc.collect()
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
+
+
 # ---------------------------------------------------------------------------------------------------- from outside
+
+
+class Failed(RuntimeError):
+    """An engine that did not start, died, or took longer than it may."""
 
 
 class Engine:
     """One engine in a process of its own."""
 
-    def __init__(self, kind: str, folder: Path, on_gpu: bool, log: Path) -> None:
+    def __init__(self, kind: str, setup: Setup, log: Path, limit_s: float) -> None:
         environment = os.environ | vllm_engine.ENVIRONMENT | {"VLLM_ENABLE_V1_MULTIPROCESSING": "0"}
+        environment |= {"VLLM_USE_FLASHINFER_SAMPLER": "0"}  # it would be compiled at the first start
         with log.open("ab") as out:
             self._process = subprocess.Popen(
-                [sys.executable, __file__, "--engine", kind, str(folder), str(int(on_gpu))],
+                [sys.executable, __file__, "--engine", kind, str(setup.folder), setup.device, str(int(setup.random))],
                 stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=out, text=True, env=environment,
             )  # fmt: skip
-        self._log = log
-        self.about: Row = self._read()
+        self._kind, self._log = kind, log
+        self.about: Row = self._read(limit_s)
 
-    def measure(self, prompts: list[list[int]], new: int) -> Row:
-        """Seconds of one call and the first token of each answer; or the error "out of memory"."""
+    def measure(self, prompts: list[list[int]], new: int, limit_s: float) -> Row:
+        """Seconds of one call and the first token of each answer; or the error "out of memory". Raises `Failed`."""
         assert self._process.stdin is not None
-        self._process.stdin.write(json.dumps([prompts, new]) + "\n")
-        self._process.stdin.flush()
-        return self._read()
+        try:
+            self._process.stdin.write(json.dumps([prompts, new]) + "\n")
+            self._process.stdin.flush()
+        except BrokenPipeError:
+            pass  # the next line says why
+        return self._read(limit_s)
 
-    def _read(self) -> Row:
+    def _read(self, limit_s: float) -> Row:
         assert self._process.stdout is not None
+        if not select.select([self._process.stdout], [], [], max(1.0, limit_s))[
+            0
+        ]:  # every answer is one line, and asked for
+            self.kill()
+            raise Failed(f"{self._kind} gave no answer within {limit_s:.0f} s")
         line = self._process.stdout.readline()
         if not line:
-            raise RuntimeError(vllm_engine.explain(self._log.read_text(errors="replace")))
+            raise Failed(f"{self._kind} ended. {vllm_engine.explain(self._log.read_text(errors='replace'))}")
         answer: Row = json.loads(line)
         return answer
 
     def close(self) -> None:
         """End it and wait."""
         assert self._process.stdin is not None
-        self._process.stdin.close()
+        with contextlib.suppress(BrokenPipeError):
+            self._process.stdin.close()
         try:
-            self._process.wait(30)
+            self._process.wait(20)
         except subprocess.TimeoutExpired:
-            self._process.kill()
-            self._process.wait()
+            self.kill()
+
+    def kill(self) -> None:
+        """End it at once."""
+        self._process.kill()
+        self._process.wait()
 
 
 class Texts:
     """Prompts of one length that nobody has seen before."""
 
-    def __init__(self, folder: Path, on_gpu: bool) -> None:
+    def __init__(self, setup: Setup) -> None:
         self._random = random.Random(20261123)
         self._tokens: list[int] = []
-        if not on_gpu:
+        self._most = setup.config["vocab_size"]
+        if not setup.random:
             from transformers import AutoTokenizer
 
             licence = (HERE.parents[1] / "LICENSE").read_text(encoding="utf-8")
-            self._tokens = AutoTokenizer.from_pretrained(str(folder))(licence)["input_ids"]
+            self._tokens = AutoTokenizer.from_pretrained(str(setup.folder))(licence)["input_ids"]
 
     def new(self, number: int, length: int) -> list[list[int]]:
         """`number` prompts of `length` tokens."""
         if not self._tokens:
-            return [[self._random.randrange(1000, 100_000) for _ in range(length)] for _ in range(number)]
+            return [[self._random.randrange(100, self._most) for _ in range(length)] for _ in range(number)]
         starts = [self._random.randrange(len(self._tokens) - length) for _ in range(number)]
         return [self._tokens[at : at + length] for at in starts]
 
 
-def measure(options: argparse.Namespace, folder: Path, on_gpu: bool, log: Path) -> Row:
-    """All times, by engine and batch: {"hf": {8: {"seconds": [...], "first_s": [...]}}}; and what the engines are."""
-    kind = "cuda" if on_gpu else "cpu"
-    prompt, new = LENGTHS[kind]
-    texts = Texts(folder, on_gpu)
-    batches = [*EQUAL, *(QUICK if options.quick else MORE)[kind]]
-    rows: Row = {name: {} for name in ENGINES}
-    about: Row = {}
-    agreed: list[bool] = []
-    open_engines: dict[str, Engine] = {}
+class Clock:
+    """How much time is left, and whether what is next fits into it."""
 
-    def turn(name: str, batch: int, prompts: list[list[int]], counts: bool) -> list[int]:
-        if name not in open_engines:
-            if on_gpu:
-                for other in list(open_engines):
-                    open_engines.pop(other).close()
-            open_engines[name] = Engine(name, folder, on_gpu, log)
-            about[name] = open_engines[name].about
-        row = rows[name].setdefault(batch, {"seconds": [], "first_s": []})
-        if "error" in row:
-            return []
-        first, whole = (open_engines[name].measure(prompts, tokens) for tokens in (1, new))
-        if "error" in whole or "error" in first:
-            row["error"] = "out of memory"
-            return []
-        if counts:
-            row["first_s"].append(first["seconds"])
-            row["seconds"].append(whole["seconds"])
-        return list(whole["first"])
+    def __init__(self, seconds: float) -> None:
+        self._end = time.monotonic() + seconds
 
-    def turns(names: tuple[str, ...], batch: int, counts: bool) -> None:
-        prompts = texts.new(batch, prompt)
-        found = [turn(name, batch, prompts, counts) for name in names]
-        if not on_gpu and len(found) == 2:
-            agreed.extend(one == other for one, other in zip(*found, strict=True))
-        print(f"  batch {batch}, {' then '.join(names)}{'' if counts else ' (warm-up)'}", file=sys.stderr)
+    def left(self) -> float:
+        """Seconds."""
+        return self._end - time.monotonic()
 
+
+class Measuring:
+    """Takes turns, keeps what was measured: `times` by engine and batch, {"hf": {8: {"seconds": [...], "first_s": [...]}}}."""
+
+    def __init__(self, setup: Setup, clock: Clock, log: Path) -> None:
+        self.times: Row = {name: {} for name in ENGINES}
+        self.about: Row = {}
+        self.failed: dict[str, str] = {}
+        self.agreed: list[bool] = []
+        self._open: dict[str, Engine] = {}
+        self._setup, self._clock, self._log = setup, clock, log
+        self._texts = Texts(setup)
+
+    def open(self, name: str) -> Engine:
+        """The engine `name`; on a GPU, the only one. Raises `Failed`."""
+        if name in self.failed:
+            raise Failed(self.failed[name])
+        if name not in self._open:
+            if self._setup.alone:
+                self.close()
+            began = time.monotonic()
+            self._open[name] = Engine(name, self._setup, self._log, self._clock.left())
+            self.about[name] = self._open[name].about
+            tell(engine=name, started_s=round(time.monotonic() - began, 1), **self.about[name])
+        return self._open[name]
+
+    def turns(self, names: Sequence[str], batch: int, counts: bool, until_s: float = 0.0) -> None:
+        """One call of each engine with the same new texts; what fails is told and not tried again.
+
+        What took so long before that less than `until_s` seconds would be left is left out.
+        """
+        prompts = self._texts.new(batch, self._setup.prompt)
+        found = []
+        for name in names:
+            row = self.times[name].setdefault(batch, {"seconds": [], "first_s": []})
+            if "error" in row or name in self.failed:
+                continue
+            if self._clock.left() - until_s < row.get("took_s", 0.0) * 1.1 or self._clock.left() < 1:
+                tell(engine=name, batch=batch, left_out="no time is left")
+                continue
+            try:
+                engine = self.open(name)
+                began = time.monotonic()
+                first, whole = (engine.measure(prompts, tokens, self._clock.left()) for tokens in (1, self._setup.new))
+            except Failed as error:
+                self.failed[name] = str(error)
+                if gone := self._open.pop(name, None):
+                    gone.kill()
+                tell(engine=name, batch=batch, failed=str(error))
+                continue
+            row["took_s"] = time.monotonic() - began
+            if "error" in whole or "error" in first:
+                row["error"] = "out of memory"
+                tell(engine=name, batch=batch, failed=row["error"])
+                continue
+            tell(engine=name, batch=batch, counts=counts, first_s=first["seconds"], seconds=whole["seconds"])
+            if counts:
+                row["first_s"].append(first["seconds"])
+                row["seconds"].append(whole["seconds"])
+            found.append(list(whole["first"]))
+        if not self._setup.random and len(found) == 2:
+            self.agreed.extend(one == other for one, other in zip(*found, strict=True))
+
+    def close(self) -> None:
+        """End all engines."""
+        for name in list(self._open):
+            self._open.pop(name).close()
+
+
+def measure(options: argparse.Namespace, setup: Setup, log: Path) -> Row:
+    """All times, by engine and batch, and what the engines are. Both engines take turns, ABBA; see the head."""
+    clock = Clock(options.time)
+    run = Measuring(setup, clock, log)
+    more = (QUICK if options.quick else MORE)[setup.kind]
     try:
-        if on_gpu:  # A (all batches), B, B, A: each change of engine loads 16 GB
-            for name in ENGINES + ENGINES[::-1]:
-                for batch in batches:
-                    turns((name,), batch, False)
+        if setup.alone:  # A (all batches), B, B, A: each change of engine loads 16 GB
+            for name, share in zip(ENGINES + ENGINES[::-1], (0.65, 0.25, 0.2, 0.0), strict=True):
+                until_s = share * options.time
+                for batch in [*EQUAL, *more]:
+                    before = (
+                        run.times[name]
+                        .get(batch, {})
+                        .get("took_s", run.times[name].get(batch // 2, {}).get("took_s", 0))
+                    )
+                    if clock.left() - until_s < 1.1 * before * (1 + options.repeats) and batch not in EQUAL:
+                        tell(engine=name, batch=batch, left_out="it would take too long")
+                        continue
+                    run.turns((name,), batch, False, until_s)
                     for _ in range(options.repeats):
-                        turns((name,), batch, True)
+                        run.turns((name,), batch, True, until_s)
         else:
-            for batch in batches:
-                turns(ENGINES, batch, False)
+            for batch in [*EQUAL, *more]:
+                run.turns(ENGINES, batch, False)
                 for repeat in range(options.repeats):
-                    turns(ENGINES if repeat % 2 == 0 else ENGINES[::-1], batch, True)
+                    run.turns(ENGINES if repeat % 2 == 0 else ENGINES[::-1], batch, True)
     finally:
-        for each in open_engines.values():
-            each.close()
-    share = statistics.fmean(agreed) if agreed else None
-    if share is not None and share < AGREE:
+        run.close()
+    agree = statistics.fmean(run.agreed) if run.agreed else None
+    if agree is not None and agree < AGREE:
         raise RuntimeError(
-            f"only {share:.0%} of first tokens are the same in both engines: one of them computes nonsense"
+            f"only {agree:.0%} of first tokens are the same in both engines: one of them computes nonsense"
         )
-    return {"engines": about, "times": rows, "first_tokens_agree": share, "prompt_tokens": prompt, "new_tokens": new}
+    return {
+        "engines": run.about, "times": run.times, "failed": run.failed, "first_tokens_agree": agree,
+        "prompt_tokens": setup.prompt, "new_tokens": setup.new,
+    }  # fmt: skip
 
 
 def summarise(found: Row, total_bytes: int, kv_bytes_per_token: int) -> Row:
@@ -332,16 +459,35 @@ def table(made: Row, conditions: str) -> str:
     return "\n".join([conditions, "", *lines])
 
 
+def setup_of(on_gpu: bool, rehearse: bool, lengths: list[int] | None, folder: Path) -> Setup:
+    """The model and the lengths for this machine; `rehearse`: what a GPU does, on the CPU, with a small shape."""
+    kind = "cuda" if on_gpu else "cpu"
+    prompt, new = lengths or LENGTHS[kind]
+    if not (on_gpu or rehearse):
+        folder = models.find(MODEL)
+        return Setup(kind, folder, json.loads((folder / "config.json").read_text()), False, prompt, new)
+    config = LLAMA_3_8B if on_gpu else LLAMA_3_8B | SMALL
+    (folder / "config.json").write_text(json.dumps(config))
+    return Setup(kind, folder, config, True, prompt, new)
+
+
 def main() -> None:
     """Measure, print, and save where that is asked for."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--quick", action="store_true", help="one repeat, fewer batches")
     parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument(
+        "--time", type=float, default=3600.0, help="seconds for everything; larger batches are left out first"
+    )
+    parser.add_argument("--lengths", type=int, nargs=2, help="tokens of the prompt and of the answer")
     parser.add_argument("--save", action="store_true", help="write the JSON to results/")
-    parser.add_argument("--engine", nargs=3, help=argparse.SUPPRESS)
+    parser.add_argument("--json", type=Path, help="write it to this file")
+    parser.add_argument("--rehearse", action="store_true", help="what a GPU does, on this CPU with a small shape")
+    parser.add_argument("--engine", nargs=4, help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.engine:
-        engine_main(options.engine[0], options.engine[1], options.engine[2] == "1")
+        kind, model, where, is_random = options.engine
+        engine_main(kind, model, where, is_random == "1")
         return
     if options.quick:
         options.repeats = 1
@@ -351,40 +497,49 @@ def main() -> None:
     on_gpu = machine.tier == "gpu"
     began, load = time.monotonic(), os.getloadavg()
     with tempfile.TemporaryDirectory() as temporary:
-        folder = Path(temporary)
-        if on_gpu:
-            (folder / "config.json").write_text(json.dumps(LLAMA_3_8B))
-            config: Row = LLAMA_3_8B
-        else:
-            config = json.loads((models.find(MODEL) / "config.json").read_text())
-        log = folder / "engines.log"
-        found = measure(options, folder if on_gpu else models.find(MODEL), on_gpu, log)
+        setup = setup_of(on_gpu, options.rehearse, options.lengths, Path(temporary))
+        log = Path(temporary) / "engines.log"
+        try:
+            found = measure(options, setup, log)
+        finally:
+            print(log.read_text(errors="replace")[-200_000:] if log.exists() else "", file=sys.stderr)
+    config = setup.config
     heads = config["num_attention_heads"]
     size = config.get("head_dim") or config["hidden_size"] // heads
     kv_bytes = 2 * config["num_hidden_layers"] * config["num_key_value_heads"] * size * 2
     total = machine.gpus[0].memory_bytes if on_gpu else machine.memory_bytes
     assert total
-    made = summarise(found, total, kv_bytes)
     versions = ", ".join(
         f"{name} {machine.packages[name]}" for name in machine.packages if name in ("torch", "transformers")
     )
     conditions = (
-        f"{'Random weights of the shape of Llama-3-8B' if on_gpu else MODEL}, bf16, {found['prompt_tokens']} tokens of prompt, "
-        f"{found['new_tokens']} of answer, medians of {options.repeats} (warm-up not counted), vLLM {vllm_engine.installed()}, "
+        f"{'Random weights of the shape of Llama-3-8B' if setup.random else MODEL}, "
+        f"{'made small for a rehearsal, ' if options.rehearse else ''}"
+        f"bf16, {found['prompt_tokens']} tokens of prompt, "
+        f"{found['new_tokens']} of answer, medians of {options.repeats * (2 if setup.alone else 1)} (warm-up not counted), "
+        f"vLLM {vllm_engine.installed()}, "
         f"{versions}, {machine.gpus[0].name if on_gpu else f'{machine.cores} cores {machine.cpu}'}, "
         f"load average {load[0]:.1f} at the start and {os.getloadavg()[0]:.1f} at the end (ours included), "
         f"{time.monotonic() - began:.0f} s."
     )
-    print(table(made, conditions))
+    date = datetime.datetime.now(datetime.UTC).date().isoformat()
+    kept: Row = {
+        "date": date, "machine": machine.as_dict(), "vllm": vllm_engine.installed(), "quick": options.quick,
+        "load_before": load, "load_after": os.getloadavg(), "conditions": conditions, **found,
+    }  # fmt: skip
+    files = [options.json] if options.json else []
     if options.save:
-        date = datetime.datetime.now(datetime.UTC).date().isoformat()
-        kept = {
-            "date": date, "machine": machine.as_dict(), "vllm": vllm_engine.installed(), "quick": options.quick,
-            "load_before": load, "load_after": os.getloadavg(), "conditions": conditions, "summary": made, **found,
-        }  # fmt: skip
-        path = HERE / "results" / f"headline-{'gpu' if on_gpu else 'cpu'}-{date}.json"
+        files.append(HERE / "results" / f"headline-{setup.kind}-{date}.json")
+    whole = all(found["times"][name].get(batch, {}).get("seconds") for name in ENGINES for batch in EQUAL)
+    if whole:
+        kept["summary"] = summarise(found, total, kv_bytes)
+        tell(table=table(kept["summary"], conditions))
+    for path in files:  # also what is not whole
         path.write_text(json.dumps(kept, indent=1) + "\n", encoding="utf-8")
-        print(f"written: {path}", file=sys.stderr)
+    if not whole:
+        sys.exit(f"Not everything was measured: {found['failed'] or 'the time was over'}")
+    if not options.json:
+        print(table(kept["summary"], conditions), file=sys.stderr)
 
 
 if __name__ == "__main__":

@@ -11,7 +11,6 @@ from __future__ import annotations
 import itertools
 import json
 import os
-import re
 import subprocess
 import sys
 from pathlib import Path
@@ -36,7 +35,6 @@ STARTS: list[dict[str, Any]] = [
     {"dtype": "float16", "kv_cache_memory_bytes": 123_456_789, "block_size": 128, "max_model_len": 4096},
 ]
 """Of different types of number, and with lengths that are no whole number of blocks."""
-SIZE = re.compile(r"KV cache size: ([\d,]+) tokens, Maximum concurrency for ([\d,]+) tokens per request: ([\d,.]+)x")
 PAGES = """
 import itertools, json, torch
 from vllm.v1.kv_cache_interface import FullAttentionSpec
@@ -65,12 +63,11 @@ def start(options: dict[str, Any]) -> dict[str, Any]:
     space = vllm_engine.ENVIRONMENT.pop("VLLM_CPU_KVCACHE_SPACE")  # it would win over the option
     try:
         with vllm_engine.Server(models.find(MODEL), given) as server:
-            found = SIZE.search(server.log)
+            tokens, length, concurrency = vllm_engine.kv_cache(server.log)
     finally:
         vllm_engine.ENVIRONMENT["VLLM_CPU_KVCACHE_SPACE"] = space
-    assert found, "the log does not say the size of the KV cache"
-    assert int(found[2].replace(",", "")) == options["max_model_len"]
-    return {**options, "tokens": int(found[1].replace(",", "")), "concurrency": float(found[3].replace(",", ""))}
+    assert length == options["max_model_len"]
+    return {**options, "tokens": tokens, "concurrency": concurrency}
 
 
 def lines(values: list[Any]) -> str:

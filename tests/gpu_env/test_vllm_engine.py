@@ -25,7 +25,7 @@ def test_the_range_stands_in_one_place() -> None:
 
 @pytest.mark.parametrize(
     ("version", "fine"),
-    [("0.32.0", True), ("0.32.1.post1", True), ("0.33.0", False), ("0.31.9", False), ("1.0", False)],
+    [("0.32.0", True), ("0.32.1.post1", True), ("0.25.1", True), ("0.33.0", False), ("0.25.0", False), ("1.0", False)],
 )
 def test_versions_outside_the_range_are_refused(version: str, fine: bool) -> None:
     """From the first version, up to and without the last."""
@@ -55,6 +55,24 @@ def test_a_failed_start_is_explained(log: str, says: str, remedy: str) -> None:
     text = vllm_engine.explain(log)
     assert says in text
     assert remedy in text
+
+
+@pytest.mark.parametrize(
+    "log",
+    [
+        "INFO CPU KV cache size: 46,592 tokens, Maximum concurrency for 1,024 tokens per request: 45.50x\n",
+        "INFO GPU KV cache size: 46,592 tokens\nINFO Maximum concurrency for 1,024 tokens per request: 45.50x\n",
+    ],
+)
+def test_the_size_of_the_kv_cache_is_read_from_logs_of_every_supported_version(log: str) -> None:
+    """0.32 says it in one line, 0.25 in two."""
+    assert vllm_engine.kv_cache(log) == (46_592, 1_024, 45.5)
+
+
+def test_a_log_without_the_size_of_the_kv_cache_is_refused() -> None:
+    """Nothing is made up where only half of it is said."""
+    with pytest.raises(ValueError, match="does not say"):
+        vllm_engine.kv_cache("GPU KV cache size: 46,592 tokens\n")
 
 
 def test_a_missing_vllm_is_told_with_a_remedy(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -17,7 +17,7 @@ from gpu_env import models, vllm_engine
 
 MODEL = "SmolLM2-135M-Instruct"
 VERSION = "0.32.0"
-"""Of the recording that is replayed; every version of vLLM that is supported has one."""
+"""Of the recording that is replayed."""
 
 
 def recording() -> Path:

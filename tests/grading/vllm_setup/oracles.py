@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import math
 import random
-import re
 from fractions import Fraction
 from typing import Any
 
@@ -19,10 +18,9 @@ from gpu_env import models, vllm_engine
 
 MODEL = "SmolLM2-135M-Instruct"
 VERSION = "0.32.0"
-"""Of the recordings; every version of vLLM that is supported has them."""
+"""Of the recordings."""
 ITEMSIZE = {"bfloat16": 2, "float16": 2, "float32": 4}
 RESERVE = 1 << 30
-LOGGED = re.compile(r"KV cache size: ([\d,]+) tokens, Maximum concurrency for ([\d,]+) tokens per request: ([\d,.]+)x")
 
 
 def config(rng: random.Random, **given: Any) -> dict[str, Any]:
@@ -68,15 +66,6 @@ def server() -> vllm_engine.Server:
         if vllm_engine.obstacle():
             raise NotHere(f"No real vLLM server here. {error}") from None
         raise
-
-
-def logged(log: str) -> tuple[int, int, float]:
-    """Tokens, longest request and concurrency in the log of an engine."""
-    found = LOGGED.search(log)
-    if found is None:
-        raise RuntimeError("the real engine's log does not say the size of its KV cache")
-    tokens, length, concurrency = (each.replace(",", "") for each in found.groups())
-    return int(tokens), int(length), float(concurrency)
 
 
 def pages(lens: list[int], block_size: int) -> int:
