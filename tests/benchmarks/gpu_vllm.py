@@ -141,13 +141,15 @@ def grade(say: Print, name: str, wrong: int, isolations: Iterable[str], workers:
 
 def record(say: Print, out: Path) -> None:
     """Record what this version of vLLM says, and pack it."""
-    subprocess.run([sys.executable, str(HERE / "record_vllm.py")], check=True)
     from gpu_env import vllm_engine
 
     folder = HERE.parent / "recordings" / f"vllm-{vllm_engine.installed()}"
+    done = subprocess.run([sys.executable, str(HERE / "record_vllm.py")], check=False)
     with tarfile.open(out / "recording.tar.gz", "w:gz") as packed:
         packed.add(folder, arcname=folder.name)
     say(files=sorted(path.name for path in folder.iterdir()))
+    if done.returncode:
+        raise RuntimeError("not everything could be recorded; the end of log.txt says why")
 
 
 # ---------------------------------------------------------------------------------------------------------- the driver
@@ -288,20 +290,23 @@ def main() -> int:
         Step(f"grade {name}", command("grade", name), left(options.grade_time), mine)
         for name, mine in zip(wanted, shares, strict=True)
     ]
-    if len(cores) < 2 * len(NAMES):  # one server after another, as far as the time goes
-        go(Step("machine", command("machine"), left(120), cores))
+    first = Step("machine", command("machine"), left(120), cores)
+    recording = Step("record", command("record"), left(options.grade_time), cores)
+    if side_by_side := len(cores) >= 2 * len(NAMES):
+        go(first, recording, *grades)
+    else:  # one server after another, as far as the time goes
+        go(first)
         for step in grades:
             step.limit_s, step.cores = left(options.grade_time), cores
             go(step)
-    else:
-        go(Step("machine", command("machine"), left(120), cores), *grades)
-    log_headline = options.out / "headline.json"
     seconds = left(1e9) - 15
-    line = [sys.executable, str(HERE / "headline.py"), "--time", f"{seconds:.0f}", "--json", str(log_headline)]
+    line = [sys.executable, str(HERE / "headline.py"), "--time", f"{seconds:.0f}"]
+    line += ["--json", str(options.out / "headline.json"), *options.headline.split()]
     if seconds > 60:
-        go(Step("headline", [*line, *options.headline.split()], seconds + 12, cores))
-    if left(1e9) > 90:
-        go(Step("record", command("record"), left(150), cores))
+        go(Step("headline", line, seconds + 12, cores))
+    if not side_by_side and left(1e9) > 90:
+        recording.limit_s = left(1e9)
+        go(recording)
     report(summary=report.summary())
     if log.exists():  # the end is what explains
         text = log.read_bytes()[-4_000_000:]
