@@ -70,7 +70,10 @@ def machine(say: Print) -> None:
 
 
 def chosen(name: str, wrong: int) -> list[Any]:
-    """Submissions to grade: those that deserve all points, the stub, and wrong ones, those first that fail a `LIVE` check."""
+    """Submissions to grade, the most telling first, in case the time does not suffice for all.
+
+    The reference, the stub, wrong ones that fail a `LIVE` check; the rest that deserve all points, more wrong ones.
+    """
     from autograder.authoring import corpus
 
     entries = corpus.load(name)
@@ -78,8 +81,15 @@ def chosen(name: str, wrong: int) -> list[Any]:
     picked = [each for each in entries if each.kind == "wrong" and each.name == "stub"]
     for check in LIVE[name]:
         picked += [each for each in bad if check in each.fails and each not in picked][:1]
-    picked += [each for each in bad[:: max(1, len(bad) // wrong)] if each not in picked]
-    return [each for each in entries if each.kind in ("right", "honest")] + picked[:wrong]
+    picked += [each for each in bad[:: max(1, len(bad) // max(1, wrong))] if each not in picked]
+    full = [each for each in entries if each.kind in ("right", "honest")]
+    first = 1 + len(LIVE[name])
+    return [
+        *full[:1],
+        *picked[: min(first, wrong)],
+        *full[1:],
+        *picked[first:wrong],
+    ]
 
 
 def grade(say: Print, name: str, wrong: int, isolations: Iterable[str], workers: int) -> None:
