@@ -30,11 +30,12 @@ ASSIGNMENT = Assignment(
             minutes=60,
             public={"test_chat_token_by_token": 2, "test_chat_events": 2, "test_chat_client_leaves": 2},
             hidden={
-                "test_chat_for_the_official_client": 2,
+                "test_chat_for_the_official_client": 1,
                 "test_chat_side_by_side": 1,
                 "test_chat_engine_fails": 2,
                 "test_chat_leaves_at_any_time": 2,
                 "test_chat_slots": 2,
+                "test_chat_under_load": 1,
             },
         ),
         Task(

@@ -9,6 +9,7 @@ from typing import Any
 import openai
 
 from autograder.checks import expect_equal, expect_raises, fail
+from autograder.judging.exchange import Exchange
 from autograder.judging.scripted import Call, ScriptedEngine
 from autograder.judging.served import Service
 from grading.async_serving import oracles
@@ -24,6 +25,7 @@ from grading.async_serving.test_public import (
     expect_played,
     expect_sent,
     expect_status,
+    expect_whole,
     look,
     served,
     shaped,
@@ -349,6 +351,75 @@ def test_chat_slots(submission):
         exchange = ask(service, stream=False, text="normal")
         finish(asked(engine, "ask the engine again after clients left just as their streams began"))
         expect_status(exchange, 200, "An answer after all of that")
+
+
+def test_chat_under_load(submission, rng):
+    """With 14 clients at once and three slots, no slot stays free while anybody waits, and every answer is whole.
+
+    Hint: Keep what belongs to one answer with that answer. Each end lets the next one begin, not the end of all.
+    """
+    slots, clients = 3, 14
+    with served(submission, "serve_chat", limited=True, max_running=slots, max_waiting=clients) as (service, engine):
+        sent: dict[str, tuple[Exchange, bool]] = {}
+        for number in range(clients):  # whether or not anybody is answered
+            text, stream = f"client {number} {rng.getrandbits(40):x}", number % 3 != 2
+            more = {"stream_options": {"include_usage": True}} if stream else {}
+            sent[text] = (ask(service, stream=stream, text=text, **more), stream)
+        running: list[tuple[Call, list[str], list[str]]] = []
+        begun = 0
+        while begun < clients or running:
+            if begun < clients and len(running) < slots:
+                call = asked(
+                    engine, f"ask the engine for a request that waits: only {len(running)} of {slots} slots are taken"
+                )
+                texts = [f" {rng.getrandbits(40):x}" for _ in range(rng.randint(8, 20))]
+                running.append((call, texts, list(texts)))
+                begun += 1
+                if begun == slots:
+                    pause(service)
+                    asked_now = len(engine.calls("generate"))
+                    expect_equal(
+                        asked_now, slots, f"How many of {clients} requests are at the engine, with {slots} slots,"
+                    )
+                continue
+            call, texts, left = talking = rng.choice(running)
+            if left:
+                call.part(token(left.pop(0)))
+                continue
+            running.remove(talking)
+            finish(call, "")
+            exchange, stream = sent.pop(str((contents(call) or [None])[-1]), (None, False))
+            if exchange is None:
+                fail(
+                    "The engine was asked for what no client wants, or twice for one.", value=call.args.get("messages")
+                )
+            expect_answer(exchange, stream, call, texts)
+        expect_equal(len(engine.calls("generate")), clients, f"How often the engine was asked, for {clients} clients,")
+        expect_equal(len(engine.calls("abort")), 0, "How often engine.abort was called for answers that ended")
+
+
+def expect_answer(exchange: Exchange, stream: bool, call: Call, texts: list[str]) -> None:
+    """A whole answer or a stream with usage must be these texts, and an empty last one, of a prompt of ten tokens."""
+    what = f"{'a stream' if stream else 'a whole answer'}, one of 14 at once"
+    if not stream:
+        usage = {"prompt_tokens": 10, "completion_tokens": len(texts) + 1, "total_tokens": len(texts) + 11}
+        expect_whole(expect_status(exchange, 200, what), "".join(texts), "stop", usage, call)
+        return
+    chunks = [event for event in events(exchange.body(), what) if event != "[DONE]"]
+    with shaped("An event"):
+        choices = [choice for chunk in chunks for choice in chunk["choices"]]
+        given = [choice["delta"]["content"] for choice in choices if choice["delta"].get("content")]
+        reasons = [choice["finish_reason"] for choice in choices if choice["finish_reason"]]
+        usages = [
+            (chunk["usage"]["prompt_tokens"], chunk["usage"]["completion_tokens"])
+            for chunk in chunks
+            if chunk.get("usage")
+        ]
+        ids = {chunk["id"] for chunk in chunks}
+    expect_equal(given, texts, f"The list of texts in {what},")
+    expect_equal(reasons, ["stop"], f"The list of finish reasons in {what},")
+    expect_equal(usages, [(10, len(texts) + 1)], f"The list of usages (prompt_tokens, completion_tokens) in {what},")
+    expect_equal(ids, {call.args["request_id"]}, f"The set of the events' ids in {what},")
 
 
 # ----------------------------------------------------------------------------------------------------------- ws_router

@@ -1,6 +1,6 @@
 """Streams words of its own without asking the engine.
 
-fails: test_chat_token_by_token test_chat_events test_chat_client_leaves test_chat_for_the_official_client test_chat_side_by_side test_chat_engine_fails test_chat_leaves_at_any_time test_chat_slots
+fails: test_chat_token_by_token test_chat_events test_chat_client_leaves test_chat_for_the_official_client test_chat_side_by_side test_chat_engine_fails test_chat_leaves_at_any_time test_chat_slots test_chat_under_load
 attack: S5 S7
 stopped by: P, the engine is the judge's: what it did not say is no answer.
 """

@@ -1,6 +1,6 @@
 """Sends a token that it expects before the engine has made it, as in the public checks.
 
-fails: test_chat_events test_chat_for_the_official_client
+fails: test_chat_events test_chat_for_the_official_client test_chat_under_load
 attack: S9 D16
 stopped by: D, hidden checks have tokens that nobody can guess.
 """

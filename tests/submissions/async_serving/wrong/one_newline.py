@@ -1,6 +1,6 @@
 """Ends its events with one newline.
 
-fails: test_chat_events test_chat_for_the_official_client test_chat_engine_fails
+fails: test_chat_events test_chat_for_the_official_client test_chat_engine_fails test_chat_under_load
 """
 
 
