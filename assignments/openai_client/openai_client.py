@@ -2,7 +2,7 @@
 # jupyter:
 #   autograder:
 #     assignment: openai_client
-#     release: d0ed01acb921f56f
+#     release: 88da39dd97eadae8
 #   jupytext:
 #     cell_metadata_filter: task,given,helpers,check,-all
 #     formats: ipynb,py:percent
@@ -254,6 +254,24 @@ def load(arrivals: list, max_concurrency: int | None, timeout_s: float | None, p
     finally:
         loop.close()
     return [[r.scheduled_s, r.started_s, r.first_token_s, r.finished_s, r.output_tokens, r.error] for r in records]
+
+
+def load_at_a_server(url: str, number: int, max_concurrency: int | None) -> list:
+    """The `output_tokens` and `error` of each record where all requests are due at once and go to a server, in real time.
+
+    Request `i` asks for `url/i`; the length of the answer's text is its number of tokens.
+    """
+
+    async def run() -> list:
+        async with httpx.AsyncClient(timeout=15) as http:
+
+            async def send(index: int) -> AsyncIterator[Delta]:
+                answer = await http.get(f"{url}/{index}")
+                yield Delta(answer.text, None, Usage(1, len(answer.text)))
+
+            return await run_load(send, [0.0] * number, max_concurrency=max_concurrency)
+
+    return [[record.output_tokens, record.error] for record in asyncio.run(run())]
 
 
 def summary(records: list, duration_s: float, slo: list) -> list:
@@ -528,8 +546,8 @@ plt.show()
 #   no limit). One that raises has the error `"ServerError: 500: no"`: the class's name, `": "`, the exception's text.
 #   Either way `finished_s` is `None`, what else is known (the other times, the tokens) is kept, and all
 #   other requests go on. One that ends in the very moment of its deadline may count as either.
-# - All times count from the moment at which `run_load` is called, by `asyncio.get_running_loop().time()`; the checks
-#   have a loop whose time jumps. The records stand in the order of `arrivals`.
+# - All times count from the moment at which `run_load` is called, by `asyncio.get_running_loop().time()`; most checks
+#   have a loop whose time jumps, one has a real server. The records stand in the order of `arrivals`.
 #
 # *Example.* `arrivals=[0.0, 1.0]`, `max_concurrency=1`, every answer takes 3 s and has its text after 1 s: the second
 # request is scheduled at 1, starts at 3, has its first text at 4 and ends at 6. Its TTFT is 3 s, not 1 s.

@@ -45,16 +45,33 @@ ROWS = {
 # ------------------------------------------------------------------------------------------------ heads
 
 
+SUBMISSIONS = suite.repository() / "tests" / "submissions"
+
+
 def test_every_known_attack_has_a_file_or_a_reason() -> None:
-    """Rows are attacked by a hostile file, or named in the corpus's README with the reason why not."""
-    tried = {row for entry in corpus.load(NAME) if entry.kind == "hostile" for row in entry.rows}
-    readme = (suite.repository() / "tests" / "submissions" / "README.md").read_text(encoding="utf-8")
-    left_out = {
-        row for line in readme.splitlines() if re.match(r"\| [TDVKS]\d", line) for row in line.split("|")[1].split()
-    }
+    """Rows are attacked by a hostile file of some assignment, or named in the corpus's README with the reason why not."""
+    names = [path.name for path in (suite.repository() / "assignments").iterdir() if (SUBMISSIONS / path.name).is_dir()]
+    tried = {row for name in names for entry in corpus.load(name) if entry.kind == "hostile" for row in entry.rows}
+    readme = (SUBMISSIONS / "README.md").read_text(encoding="utf-8")
+    table = [line.split("|")[1:3] for line in readme.splitlines() if re.match(r"\| [TDVKS]\d", line)]
+    left_out = {row for rows, _ in table for row in rows.split()}
+    assert len(names) >= 9
     assert tried <= ROWS
     assert left_out <= ROWS
     assert ROWS - tried - left_out == set()
+    assert tried & left_out == set(), "these have a file now: take them out of the README's table"
+
+
+def test_reasons_name_files_that_are_there() -> None:
+    """Whatever looks like a path in the README's table is a file of the corpus or a test."""
+    readme = (SUBMISSIONS / "README.md").read_text(encoding="utf-8")
+    named = [
+        name for line in readme.splitlines() if re.match(r"\| [TDVKS]\d", line) for name in re.findall(r"`(.+?)`", line)
+    ]
+    assert named
+    for name in named:
+        places = (SUBMISSIONS / f"{name}.py", SUBMISSIONS / NAME / f"{name}.py", Path(__file__).parent / name)
+        assert any(place.is_file() for place in places), name
 
 
 def test_honest_twins_name_the_attack_that_they_look_like() -> None:

@@ -410,6 +410,56 @@ def test_load_timeouts(submission):
         expect_record(record, wanted, f"request {index} with 2 s of time")
 
 
+def test_load_at_a_server(submission, rng):
+    """A server that answers only when as many requests are there as may be: all of them come, and never more than the limit.
+
+    Hint: All that are due are sent before any of them is answered, up to max_concurrency. Which of your lines waits?
+    """
+    number = 9
+    for limit in (None, 3):
+        together = limit or number
+        lengths = [rng.randrange(1, 60) for _ in range(number)]
+        server = Gathering(together, lengths)
+        with reachable(submission, server.answer) as upstream:
+            found = submission.load_at_a_server(upstream.url, number, limit)
+        what = f"{number} requests that are due at once, with max_concurrency={limit},"
+        if server.late:
+            fail(
+                f"Of {what} no more were sent within {WAIT_S:g} s than these.",
+                value=server.arrived,
+                expected="the next",
+            )
+        expect_equal(server.most, together, f"How many of {what} were on their way at once")
+        expect_equal(found, [[length, None] for length in lengths], f"The list of output_tokens and errors of {what}")
+
+
+class Gathering:
+    """A server that waits until `together` requests are there, and answers these one by one, the last one first."""
+
+    def __init__(self, together: int, lengths: list[int]) -> None:
+        self.together, self.lengths = together, lengths
+        self.arrived = self.answered = self.most = 0
+        self.late = False
+
+    async def answer(self, request: Request, reply: Reply) -> None:
+        self.arrived += 1
+        self.most = max(self.most, self.arrived - self.answered)
+        first = request.number - request.number % self.together
+        turn = first + self.together - 1 - request.number % self.together
+        for _ in range(round(WAIT_S / 0.005)):
+            if self.late or (self.arrived >= first + self.together and self.answered >= turn):
+                break
+            await asyncio.sleep(0.005)
+        else:
+            self.late = True
+        self.answered += 1  # before the client can know, and send the next
+        place = request.path.strip("/")
+        length = self.lengths[int(place)] if place in map(str, range(len(self.lengths))) else 0
+        await reply.start(200, "text/plain")
+        await reply.send(b"x" * length)
+        await reply.end()
+
+
 # ---------------------------------------------------------------------------------------------------------- summarize
 
 

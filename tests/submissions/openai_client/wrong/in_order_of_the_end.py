@@ -1,6 +1,6 @@
 """Gives the records in the order in which requests ended.
 
-fails: test_load_agrees_with_a_queue test_load_failures test_load_timeouts
+fails: test_load_agrees_with_a_queue test_load_failures test_load_timeouts test_load_at_a_server
 """
 
 
