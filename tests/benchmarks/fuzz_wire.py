@@ -38,6 +38,7 @@ import time
 import traceback
 from collections import Counter
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -98,14 +99,22 @@ class FuzzFigures:
 
 
 def fuzz(seconds: float, seed: int, runs: int | None = None, targets: Sequence[str] = tuple(SHARES)) -> FuzzFigures:
-    """Fuzz `targets` for about `seconds` together, or until each has had `runs` inputs, whichever comes first."""
+    """Fuzz `targets` for about `seconds` together, or until each has had `runs` inputs, whichever comes first.
+
+    As many at once as there are processors: most of a short run is the start of each.
+    """
     began = time.monotonic()
     whole = sum(SHARES[name] for name in targets)
     made: dict[str, TargetFigures] = {}
     found: list[Found] = []
-    for name in targets:
-        made[name], more = _fuzz_one(name, seconds * SHARES[name] / whole, seed, runs)
-        found += more
+
+    def one(name: str) -> tuple[TargetFigures, list[Found]]:
+        return _fuzz_one(name, seconds * SHARES[name] / whole, seed, runs)
+
+    with ThreadPoolExecutor(os.cpu_count() or 1) as pool:
+        for name, (figures, more) in zip(targets, pool.map(one, targets), strict=True):
+            made[name] = figures
+            found += more
     return FuzzFigures(
         engine=_engine(),
         seed=seed,

@@ -53,7 +53,7 @@ class Extent:
 
 
 WHOLE = Extent(attacks=None, honest=None, submissions=20, regrades=100, fuzz_s=60.0, kills=100, class_size=60)
-QUICK = Extent(attacks=8, honest=4, submissions=5, regrades=3, fuzz_s=4.0, kills=1, class_size=3)
+QUICK = Extent(attacks=8, honest=4, submissions=3, regrades=3, fuzz_s=3.0, kills=1, class_size=2)
 
 
 @dataclass(frozen=True)
