@@ -76,8 +76,9 @@ _repr.maxtuple = _repr.maxlist = _repr.maxdict = 20
 def show(value: Any) -> str:
     """`value` as a student reads it: short, with a tensor's dtype and shape instead of its numbers."""
     if hasattr(type(value), "dtype") and hasattr(type(value), "shape"):  # of the type: a handle has every attribute
-        kind = "tensor" if type(value).__module__.startswith("torch") else type(value).__name__
-        return f"{kind} of shape {tuple(value.shape)}, {value.dtype}"
+        if type(value).__module__.startswith("torch"):
+            return f"tensor of shape {tuple(value.shape)}, {value.dtype}"
+        return f"{type(value).__name__} of shape {tuple(value.shape)}, {value.dtype}"
     if type(value) is int:
         return f"{value:,}".replace(",", "_") if len(str(abs(value))) <= 60 else _repr.repr(value)
     text = _repr.repr(value)  # four levels of twenty texts each can be megabytes

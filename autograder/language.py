@@ -5,11 +5,11 @@ so no verdict, result or grade depends on a language. `autograder/locale/<code>.
 the folder of a suite or of a release the texts of its checks; `python -m autograder.authoring.catalogues` keeps them up to date.
 
 Texts that are shown where they are written go through `_`, with named fields. Findings, refusals and remarks are put together
-in the judge, which knows no language: the catalogue has their templates with numbered fields (context `SAID`), and `said` finds
-the one that a sentence was made from.
+in the judge, which knows no language: the catalogues have their templates with numbered fields (context `SAID`), the suite's
+what its public checks say of a value, and `said` finds the one that a sentence was made from. In what the submission said no
+sentence of a suite is looked for: "The size of a must match the size of b" is torch's, and stays as it is.
 
-Not covered: what instructors read (class page, most commands), handouts, and what a suite's own checks
-put together about a value. These stay English.
+Not covered: what instructors read (class page, most commands) and handouts. These stay English.
 """
 
 from __future__ import annotations
@@ -34,6 +34,11 @@ LOCALE = Path(__file__).parent / "locale"
 SAID = "said"
 """Context (msgctxt) of sentences that are put together in the judge."""
 FIELD = re.compile(r"\{(\d+)\}")
+WIDE = "[\u3000-\u303f\u4e00-\u9fff\uff00-\uff60]"
+GAP = re.compile(f"(?<={WIDE}) (?=\0{WIDE})|(?<={WIDE}\0) (?=\0?{WIDE})")
+"""A space at the edge of a field, between Chinese characters or marks."""
+RAISED = "Your code raised "
+"""What follows is the submission's word."""
 VARIABLES = ("LANGUAGE", "LC_ALL", "LC_MESSAGES", "LANG")
 """Where the environment names languages, as gettext reads it: the first that is set counts."""
 SAME = {"zh_Hant": "zh_TW", "zh_Hant_TW": "zh_TW", "zh_HK": "zh_TW", "zh_MO": "zh_TW"}
@@ -52,24 +57,30 @@ class Template:
 
     parts: tuple[str, ...]
     translation: str
+    suite: bool = False
+    """Whether a suite's check says it, and not the framework."""
 
     @classmethod
-    def of(cls, english: str, translation: str) -> Template:
+    def of(cls, english: str, translation: str, *, suite: bool = False) -> Template:
         """Numbers of fields count up from 0 in `english`."""
-        return cls(tuple(FIELD.split(english)[::2]), translation)
+        return cls(tuple(FIELD.split(english)[::2]), translation, suite)
 
     @property
     def tail(self) -> bool:
         return self.parts[0].startswith(" ")
 
     @property
-    def weight(self) -> int:
-        """The more of a sentence is fixed, the surer it is that it was made from this."""
-        return sum(map(len, self.parts))
+    def place(self) -> tuple[bool, bool, bool, int]:
+        """Where to try it: what ends sentences, then what has others in it: the framework's, whole sentences, labels.
+
+        Of these the one with the most fixed text first: the surer it is that a sentence was made from it.
+        """
+        return not self.tail, self.suite, not self.parts[-1].endswith("."), -sum(map(len, self.parts))
 
     def filled(self, values: list[str]) -> str:
-        """The translation with these values."""
-        return FIELD.sub(lambda match: values[int(match[1])], self.translation)
+        """The translation with these values. A space around a field is one between scripts: not where both sides are wide."""
+        text = FIELD.sub(lambda match: f"\0{values[int(match[1])]}\0", self.translation)
+        return GAP.sub("", text).replace("\0", "")
 
     def fit(self, text: str) -> list[str] | None:
         """What stands before it (nothing, except for a tail) and in its fields, or `None`. Linear in the text's length."""
@@ -90,7 +101,7 @@ class Template:
 
 @dataclass(frozen=True)
 class Language:
-    """A language with its catalogues. `templates` come with the most specific first."""
+    """A language with its catalogues. `templates` are in the order in which they are tried."""
 
     code: str = "en"
     catalogue: gettext.NullTranslations = field(default_factory=gettext.NullTranslations)
@@ -101,17 +112,28 @@ class Language:
         """As HTML's `lang` wants it."""
         return self.code.replace("_", "-")
 
-    def said(self, text: str, depth: int = 0) -> str:
-        """A sentence that was put together in English, or `text` where no template fits. What was filled in stays."""
+    def said(self, text: str, *, quoted: bool = False, depth: int = 0) -> str:
+        """A sentence that was put together in English, or `text` where no template fits. What was filled in stays.
+
+        Of what is `quoted` from a submission only the framework's sentences are translated.
+        """
         if not text or not self.templates:
             return text
-        exact = self.catalogue.pgettext(SAID, text)
-        if exact != text or depth >= DEEPEST:
+        quoted = quoted or text.startswith(RAISED)
+        plain = text.rstrip(",")
+        exact = self.catalogue.pgettext(SAID, plain)
+        if exact != plain:
             return exact
+        if depth >= DEEPEST:
+            return text
         for template in self.templates:
-            if (found := template.fit(text)) is not None:
-                before, *values = (self.said(value, depth + 1) for value in found)
-                return before + template.filled(values)
+            if (
+                not (quoted and template.suite)
+                and (found := template.fit(text if template.tail else plain)) is not None
+            ):
+                before, *values = found
+                said = [self.said(each, quoted=quoted or template.tail, depth=depth + 1) for each in values]
+                return self.said(before, quoted=quoted, depth=depth + 1) + template.filled(said)
         return text
 
 
@@ -144,9 +166,9 @@ def ngettext(one: str, many: str, number: int) -> str:
     return spoken().catalogue.ngettext(one, many, number)
 
 
-def said(text: str) -> str:
+def said(text: str, *, quoted: bool = False) -> str:
     """`Language.said` of the language in use."""
-    return spoken().said(text)
+    return spoken().said(text, quoted=quoted)
 
 
 def N_(text: str) -> str:  # noqa: N802  # gettext's own name
@@ -186,7 +208,7 @@ def load(code: str, folder: Path | None = None) -> Language:
         raise LanguageError(f"There is no language {code!r} here. There are: {', '.join(names())}.")
     templates = [template for _catalogue, found in read for template in found]
     catalogue = _Chain([found for found, _templates in read])
-    return Language(code, catalogue, tuple(sorted(templates, key=lambda each: -each.weight)))
+    return Language(code, catalogue, tuple(sorted(templates, key=lambda each: each.place)))
 
 
 class _Chain(gettext.NullTranslations):
@@ -226,7 +248,7 @@ def _read(path: Path, _changed: int) -> tuple[gettext.GNUTranslations, tuple[Tem
             f"{path} is not a catalogue: {str(error)[:200]}. Fetch the assignment again, or go on in English: --lang en"
         ) from None
     templates = (
-        Template.of(str(message.id), message.string)
+        Template.of(str(message.id), message.string, suite=path.parent != LOCALE)
         for message in catalogue
         if message.context == SAID and isinstance(message.string, str) and message.string and not message.fuzzy
     )

@@ -191,11 +191,11 @@ def expect_record(record: Any, expected: list[Any], what: str) -> None:
     names = ("scheduled_s", "started_s", "first_token_s", "finished_s", "output_tokens", "error")
     if type(record) is not list or len(record) != len(names):
         fail(f"{what} is no record.", value=record)
-    expect_equal(record[-1], expected[-1], f"error of {what}")  # first: it says why times are missing
+    expect_equal(record[-1], expected[-1], f"The error of {what}")  # first: it says why times are missing
     for name, value, wanted in zip(names, record, expected, strict=True):
         if type(wanted) is float and type(value) in (int, float) and abs(value - wanted) < 1e-6:
             continue
-        expect_equal(value, wanted, f"{name} of {what}")
+        expect_equal(value, wanted, f"The {name} of {what}")
 
 
 def three_seconds(index: int, now: float) -> list[list[Any]]:
@@ -245,7 +245,7 @@ def test_summary_example(submission):
     ):
         expect_equal(sorted(group), sorted(expected), f"The statistics of the {what}")
         for name, number in expected.items():
-            expect_close(group[name], number, f"{name} of the {what}")
+            expect_close(group[name], number, f"The {name} of the {what}")
 
 
 # ------------------------------------------------------------------------------------- parse_metrics, rate, quantile

@@ -45,11 +45,11 @@ def expect_near(value: Any, expected: torch.Tensor, what: str, tolerance: float 
     expect_tensor(value, torch.float32, expected.shape, what)
     off = (value.double() - expected.double()).abs().max().item()
     if not off <= tolerance * max(expected.abs().max().item(), 1e-30):
-        at = "" if value.numel() > 12 else f": {[round(number, 6) for number in value.reshape(-1).tolist()]}"
-        like = "" if value.numel() > 12 else f"{[round(number, 6) for number in expected.reshape(-1).tolist()]}"
+        few = value.numel() <= 12
+        like = str([round(number, 6) for number in expected.reshape(-1).tolist()]) if few else ""
         fail(
-            f"{what.rstrip(',')}: wrong value.",
-            value=f"off by up to {off:.3g}{at}",
+            f"{what.rstrip(',')} is off by up to {off:.3g}.",
+            value=[round(number, 6) for number in value.reshape(-1).tolist()] if few else value,
             expected=like or f"off by at most {tolerance:g} of the largest",
         )
 

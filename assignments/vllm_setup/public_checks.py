@@ -49,7 +49,7 @@ def expect_missing(raised: SubmissionRaised, expected: int, what: str) -> None:
 def expect_report(found: Any, expected: dict[str, Any], what: str) -> None:
     """All fields of a report that are named in `expected`."""
     for name, value in expected.items():
-        expect_equal(value_of(found, name), value, f"{name} of {what}")
+        expect_equal(value_of(found, name), value, f"The {name} of {what}")
 
 
 def expect_args(found: Any, dtype: str, max_model_len: int, block_size: int, percent: int, what: str) -> None:

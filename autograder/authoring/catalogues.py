@@ -1,7 +1,7 @@
 """Catalogues of translations: what belongs into them, and what is missing in them.
 
     autograder/locale/<code>.po          the framework: pages, commands, sentences of the judge that students read
-    tests/grading/<name>/<code>.po       a suite: titles in `spec.py`, sentence and hint of every check
+    tests/grading/<name>/<code>.po       a suite: titles in `spec.py`, sentence and hint of every check, what public checks say
     assignments/<name>/<code>.po         of these, titles and public checks; written by `autograder build`
 
 `python -m autograder.authoring.catalogues` brings every catalogue up to date, keeps its translations, drops what is not used
@@ -9,7 +9,7 @@ any more and lists what is left to translate; with `--check` it writes nothing. 
 language, put an empty `<code>.po` into `autograder/locale/`; a suite that has none yet gets one.
 
 Texts marked with `_`, `ngettext` and `N_`, and those of templates, are found by Babel. What the judge puts together is found in
-the functions named in `SAID_IN`: every string and f-string with words in it, an f-string's expressions as numbered fields.
+the functions named in `SAID_IN` and in the public checks (`autograder.authoring.sentences`).
 """
 
 from __future__ import annotations
@@ -28,6 +28,7 @@ from babel.messages.extract import extract_from_file
 from babel.messages.pofile import read_po, write_po
 
 from autograder import suite
+from autograder.authoring import sentences
 from autograder.checks import sentence_and_hint
 from autograder.language import LOCALE, SAID
 from autograder.spec import Assignment
@@ -40,7 +41,7 @@ TEMPLATES = ("base.html", "parts.html", "student.html", "task.html")
 """Not the instructor's."""
 SAID_IN: dict[str, tuple[str, ...]] = {
     "judging/blame.py": ("_overload", "_kill"),
-    "checks.py": ("expect_type", "expect_equal", "expect_close", "expect_raises"),
+    "checks.py": ("show", "expect_type", "expect_equal", "expect_close", "expect_raises"),
     "judging/exchange.py": ("_receive",),
     "finding.py": ("",),
     "sandboxing/isolation.py": ("end_reason", "_describe"),
@@ -53,6 +54,7 @@ SAID_IN: dict[str, tuple[str, ...]] = {
     "judging/served.py": ("fault", "take"),
     "submission.py": ("read_notebook", "read_script", "read_bytes", "_select", "__str__"),
     "../gpu_env/models.py": ("find", "_missing"),
+    "../gpu_env/vllm_engine.py": ("obstacle",),
 }
 """Where the judge puts texts together that students read: modules and functions, "" for constants of the module."""
 HEAD = """msgid ""
@@ -64,7 +66,6 @@ msgstr ""
 "Content-Type: text/plain; charset=utf-8\\n"
 "Content-Transfer-Encoding: 8bit\\n"
 """
-WORDS = re.compile(r"[A-Za-z]{2,}[ ,].*[a-z]{2}|^[a-z]+ \{0\}$", re.DOTALL)
 NAMED = re.compile(r"%\(\w+\)[a-z]|%[a-z%]|\{\w*[^{}]*\}")
 
 
@@ -99,11 +100,12 @@ def of_framework() -> Iterator[Text]:
     for name, functions in SAID_IN.items():
         path = (PACKAGE / name).resolve()
         shown = path.relative_to(PACKAGE.parent).as_posix()
-        yield from (Text(shown, text, said=True) for text in _put_together(path, functions))
+        said = sentences.of_functions(path, frozenset(functions), KEYWORDS.keys())
+        yield from (Text(shown, text, said=True) for text in said)
 
 
 def of_suite(assignment: Assignment, folder: Path) -> Iterator[Text]:
-    """Titles, then sentence and hint of every check, in the order of the files."""
+    """Titles, then sentence and hint of every check, in the order of the files, then what public checks say of a value."""
     yield Text("spec.py", assignment.title)
     yield from (Text("spec.py", task.title) for task in assignment)
     checks = {check.name: check for check in assignment.checks}
@@ -113,6 +115,7 @@ def of_suite(assignment: Assignment, folder: Path) -> Iterator[Text]:
                 hidden = checks[node.name].hidden
                 for text in filter(None, sentence_and_hint(ast.get_docstring(node) or "")):
                     yield Text(name, text, note=node.name, hidden=hidden)
+    yield from (Text("test_public.py", text, said=True) for text in sentences.of_checks(folder / "test_public.py"))
 
 
 def released(assignment: Assignment, folder: Path) -> dict[str, str]:
@@ -171,49 +174,6 @@ def _key(text: Text) -> tuple[str | None, str]:
 def _marked(method: str, path: Path, options: dict[str, Any] | None = None) -> Iterator[Text]:
     for _line, text, _comments, _context in extract_from_file(method, path, KEYWORDS, (), options):
         yield Text(path.relative_to(PACKAGE.parent).as_posix(), text)  # type: ignore[arg-type]
-
-
-def _put_together(path: Path, functions: tuple[str, ...]) -> Iterator[str]:
-    """Strings with words in these functions of a module, templates of f-strings; without docstrings."""
-    tree = ast.parse(path.read_text(encoding="utf-8"))
-    nodes: list[ast.AST] = []
-    for node in ast.walk(tree):
-        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef) and node.name in functions:
-            nodes.append(node)
-    if "" in functions:
-        nodes += [node.value for node in tree.body if isinstance(node, ast.Assign)]
-    for found in dict.fromkeys(text for node in nodes for text in _texts(node)):
-        if WORDS.search(found):
-            yield found
-
-
-def _texts(node: ast.AST) -> Iterator[str]:
-    """Texts in a piece of code, in order; f-strings whole, then what stands in their expressions."""
-    if isinstance(node, ast.Constant) and isinstance(node.value, str):
-        yield node.value
-    elif isinstance(node, ast.JoinedStr):
-        yield _template(node)
-        for value in node.values:
-            if isinstance(value, ast.FormattedValue):
-                yield from _texts(value.value)
-    elif isinstance(node, ast.Compare) or (isinstance(node, ast.Call) and getattr(node.func, "id", "") in KEYWORDS):
-        return  # looked at, or marked already
-    elif not (isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant)):
-        for child in ast.iter_child_nodes(node):
-            yield from _texts(child)
-
-
-def _template(node: ast.JoinedStr) -> str:
-    """An f-string with numbers for expressions. Two in a row are one: nobody could tell where one ends."""
-    text, number, before = "", 0, False
-    for value in node.values:
-        if isinstance(value, ast.Constant):
-            text += str(value.value)
-        elif not before:
-            text += f"{{{number}}}"
-            number += 1
-        before = isinstance(value, ast.FormattedValue)
-    return text
 
 
 def read(path: Path) -> Catalog:

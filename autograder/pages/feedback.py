@@ -116,9 +116,9 @@ def _details(finding: Finding, figures: bool) -> Iterable[tuple[str, str]]:
         if finding.message:
             yield N_("what happened:"), said(finding.message)
         if finding.value is not None:
-            yield N_("your value:"), finding.value
+            yield N_("your value:"), said(finding.value, quoted=True)
         if finding.expected is not None:
-            yield N_("expected:"), finding.expected
+            yield N_("expected:"), said(finding.expected)
         if finding.printed:
             yield N_("printed:"), finding.printed
     if finding.hint:

@@ -11,6 +11,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from babel.messages.catalog import Message
 
 from autograder import grade, language, suite
 from autograder.authoring import catalogues
@@ -132,11 +133,53 @@ def filled(text: str) -> str:
     return FIELD.sub(lambda found: f"<{found[1]}>", text)
 
 
-@pytest.mark.parametrize("message", [each for each in catalogues.read(LOCALE / "zh_TW.po") if each.context == SAID])
-def test_every_sentence_is_found_again(message: object) -> None:
-    """Whatever stands in its fields, a sentence of the judge is found by its own template and not by another one."""
-    english, wanted = str(message.id), str(message.string)  # type: ignore[attr-defined]
-    assert chinese().said(filled(english)) == filled(wanted)
+SENTENCES = [
+    pytest.param(name, message, id=f"{name}-{number}")
+    for name in ("", *suite.names())
+    for number, message in enumerate(catalogues.read((suite.folder(name) if name else LOCALE) / "zh_TW.po"))
+    if message.context == SAID
+]
+
+
+@pytest.mark.parametrize(("name", "message"), SENTENCES)
+def test_every_sentence_is_found_again(name: str, message: Message) -> None:
+    """Whatever stands in its fields, what the judge or a check says is found by its own template, alone and as a label."""
+    english, wanted = filled(str(message.id)), filled(str(message.string))
+    assert chinese(name or "kv_cache").said(english) == wanted
+    assert not name or chinese(name).said(f"{english}: wrong value.") == f"{wanted}：值不正確。"
+
+
+@pytest.mark.parametrize("name", suite.names())
+def test_what_a_check_says_is_not_taken_for_a_value(name: str) -> None:
+    """A value begins and ends with a quote, a bracket or a digit, so a template does with letters, or has many."""
+    for template in chinese(name).templates:
+        if template.suite:
+            letters = [sum(map(str.isalpha, part)) for part in template.parts]
+            assert letters[0] or letters[-1] or sum(letters) > 6, f"too general: {template.parts}"
+
+
+@pytest.mark.parametrize("name", suite.names())
+def test_the_submissions_words_stay_as_they_are(name: str) -> None:
+    """An exception's text may look like what a check says of a value."""
+    theirs = "RuntimeError：The size of tensor a (3) must match the size of tensor b (4)"
+    english = f"Your code raised {theirs.replace('：', ': ')} (cell f, line 3: a @ b)"
+    assert chinese(name).said(english) == f"你的程式碼引發了 {theirs}（儲存格 f，第 3 行：a @ b）"
+    logged = "The answer ended (status 500) without the first token. Its server logged: KeyError: 'The codes of x.'"
+    assert chinese(name).said(logged).endswith("它的伺服器記錄了：KeyError: 'The codes of x.'")
+
+
+def test_fields_of_labels_are_translated_and_fit_their_surroundings() -> None:
+    """A label in a sentence is translated, with or without its comma; spaces stand between scripts only."""
+    said = chinese("batched_inference").said
+    assert said("tokens_per_s of x: wrong value.") == "x 的 tokens_per_s：值不正確。"
+    nested = "The min_s of benchmark on a device that works by itself: wrong value."
+    assert said(nested) == "在自行運作的裝置上的 benchmark 的 min_s：值不正確。"
+    columns = "How many columns the model read in each call of greedy_generate for [[1]], with use_cache=True"
+    assert said(f"{columns}: wrong value.") == said(f"{columns}, must raise X.").replace("必須引發 X", "值不正確")
+    assert chinese("kv_cache").said("Bytes of one layer with keys of 192 and values of 128: wrong value.") == (
+        "位元組數（key 長度 192、value 長度 128 的一層）：值不正確。"
+    )
+    assert chinese("quantization").said("The report of the example: wrong value.") == "報告（講義的例子）：值不正確。"
 
 
 @pytest.mark.parametrize(

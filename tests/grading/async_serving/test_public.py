@@ -18,6 +18,7 @@ from autograder.judging.served import Service, serve
 SETTINGS = {"model": "tiny/toy-1", "max_running": 4, "max_waiting": 8, "job_ttl_s": 600.0}
 MODEL, PATH = "tiny/toy-1", "/v1/chat/completions"
 CHAT = [{"role": "user", "content": "Hi"}]
+NOTHING = "no action"
 
 
 def counts(call: Call) -> None:
@@ -137,7 +138,7 @@ def expect_played(submission: Any, kind: str, arguments: list[Any], script: list
         done = "; ".join(", ".join(map(str, step)) for step in steps)
         at = f"{kind}({', '.join(map(str, arguments))}), after step {number} ({done})"
         for name in {**wanted, **note}:  # one by one: the others are as they must be
-            given, expected = note.get(name, "no action"), wanted.get(name, "no action")
+            given, expected = note.get(name, NOTHING), wanted.get(name, NOTHING)
             expect_equal({name: given}, {name: expected}, f"{at}: what '{name}' came to")
 
 

@@ -91,7 +91,7 @@ def expect_fields(body: Any, fields: dict[str, Any], what: str) -> None:
     if type(body) is not dict or fields.keys() - body.keys():
         fail(f"{what} lacks fields.", value=body, expected=", ".join(fields))
     for name, value in fields.items():
-        expect_equal(body[name], value, f"{what}: {name}")
+        expect_equal(body[name], value, f"{what}: the field {name}")
 
 
 # ----------------------------------------------------------------------------------------------- ChatCompletionRequest
@@ -130,7 +130,7 @@ def test_schema_limits(submission):
             ("n", 0), ("n", 9), ("max_tokens", 0), ("temperature", -0.1), ("temperature", 2.1), ("top_p", 0),
             ("top_p", 1.1), ("stop", ["a"] * 5), ("temperature", float("nan")), ("n", "2"), ("n", True), ("model", 5),
         ):  # fmt: skip
-            what = f"{name} with {field}={value!r}"
+            what = f"A {name} with {field}={value!r}"
             expect_raises("ValidationError", lambda make=make, more={**fields, field: value}: make(**more), what)
         for more in ({"n": 8}, {"max_tokens": 1}, {"temperature": 0}, {"temperature": 2}, {"top_p": 1}):
             make(**fields, **more)

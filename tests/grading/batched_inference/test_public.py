@@ -69,7 +69,7 @@ class Watched:
                 fail("The model was given a cache that is not one of its own.", value=number)
             held, before, cache = self._caches[number]
             if held != rows:
-                fail("The model was given a cache of another batch.", value=f"{rows} rows", expected=f"{held} rows")
+                fail("The model was given a cache of another batch.", value=rows, expected=f"{held} rows")
         columns = before + ids.shape[1]
         if mask is None:
             mask = torch.ones(rows, columns, dtype=torch.int64)
@@ -330,7 +330,7 @@ def test_benchmark_example(submission):
         expect_equal(len(device.done), 7, f"The number of calls of fn by {what}")
         expect_times(found["times_s"], times[2:], f"times_s of {what}")
         for name, expected in (("min_s", 1.0), ("median_s", 3.0), ("p95_s", 8.8)):
-            expect_close(found[name], expected, f"{name} of {what}", rel=1e-6)
+            expect_close(found[name], expected, f"The {name} of {what}", rel=1e-6)
 
 
 def test_compare_example(submission):

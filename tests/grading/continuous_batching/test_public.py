@@ -11,6 +11,8 @@ from autograder.checks import expect_close, expect_equal, fail, show
 
 INF = math.inf
 ROW = [2.0, 1.0, 0.0, -1.0]
+PIECE = "my U"
+"""Its end could be the beginning of "User:"."""
 
 
 def expect_logits(value: Any, expected: torch.Tensor, what: str) -> None:
@@ -21,15 +23,15 @@ def expect_logits(value: Any, expected: torch.Tensor, what: str) -> None:
         got, wanted = value[place], expected[place]
         if wanted.dim() > 1:
             continue
-        at = f", row {place[0]}," if place else ""
+        row = f"Row {place[0]} of {what}" if place else what
         if got.isnan().any():
-            fail(f"{what}{at} has NaN in it.", value=got.tolist(), expected=show(rounded(wanted)))
+            fail(f"{row} has NaN in it.", value=got.tolist(), expected=show(rounded(wanted)))
         if (got.isneginf() != wanted.isneginf()).any():
             kept, right = int((~got.isneginf()).sum()), int((~wanted.isneginf()).sum())
-            what = f"{what}{at} keeps {'other' if kept == right else kept} tokens."
-            fail(what, value=rounded(got), expected=show(rounded(wanted)))
+            said = f"{row} keeps other tokens." if kept == right else f"{row} keeps {kept} tokens."
+            fail(said, value=rounded(got), expected=show(rounded(wanted)))
         if not torch.allclose(got, wanted, rtol=1e-5, atol=1e-6):
-            fail(f"{what}{at} is not what it should be.", value=rounded(got), expected=show(rounded(wanted)))
+            fail(f"{row} is not what it should be.", value=rounded(got), expected=show(rounded(wanted)))
 
 
 def rounded(row: torch.Tensor) -> list[float]:
@@ -217,8 +219,8 @@ def test_stop_examples(submission):
             expect_equal(reason, "stop" if number == len(fed) - 1 else None, f"The reason, after {what},")
         expect_equal(checker.finish(), "", f"finish() after the reason 'stop', with stop={stop},")
     checker = submission.StopChecker(["User:"])
-    checker.feed("my U", 1)
-    expect_equal(checker.finish(), "U", "finish() after the piece 'my U' with stop=['User:']")
+    checker.feed(PIECE, 1)
+    expect_equal(checker.finish(), "U", f"finish() after the piece {PIECE!r} with stop=['User:']")
     nothing = submission.StopChecker([])
     expect_equal(expect_fed(nothing.feed("all", 1), "feed with stop=[]")[0], "all", "The text to be shown with stop=[]")
 
@@ -265,14 +267,16 @@ def decoder(pieces: list[bytes], strip: bool) -> Any:
 
 def expect_decision(value: Any, what: str) -> tuple[dict[str, tuple[int, list[int], list[int]]], list[str]]:
     """`value` must be what `schedule` gives."""
-    kind = "a pair (scheduled, preempted)"
     if type(value) not in (tuple, list) or len(value) != 2:
-        fail(f"schedule() must give {kind}, {what}.", value=value, expected="a tuple of a dict and a list")
+        wanted = "a tuple of a dict and a list"
+        fail(f"schedule() must give a pair (scheduled, preempted), {what}.", value=value, expected=wanted)
     scheduled, preempted = value
     if type(preempted) is not list or any(type(name) is not str for name in preempted):
-        fail(f"schedule() must give {kind}; preempted is no list of ids, {what}.", value=preempted)
+        message = f"schedule() must give a pair (scheduled, preempted); preempted is no list of ids, {what}."
+        fail(message, value=preempted)
     if type(scheduled) is not dict:
-        fail(f"schedule() must give {kind}; scheduled is no dict, {what}.", value=scheduled)
+        message = f"schedule() must give a pair (scheduled, preempted); scheduled is no dict, {what}."
+        fail(message, value=scheduled)
     for name, entry in scheduled.items():
         if (
             type(name) is not str
@@ -394,9 +398,9 @@ def expect_stream(value: Any, ttft: float | None, tpot: float | None, itl: list[
         fail(f"{what} must give a dict of three.", value=value, expected="the keys ttft_s, tpot_s and itl_s")
     for name, expected in (("ttft_s", ttft), ("tpot_s", tpot)):
         if expected is None:
-            expect_equal(value[name], None, f"{name} of {what}")
+            expect_equal(value[name], None, f"The {name} of {what}")
         else:
-            expect_close(value[name], expected, f"{name} of {what}", rel=1e-6)
+            expect_close(value[name], expected, f"The {name} of {what}", rel=1e-6)
     gaps = value["itl_s"]
     if type(gaps) is not list or any(type(gap) is not float for gap in gaps):
         fail(f"itl_s of {what} must be a list of floats.", value=gaps)

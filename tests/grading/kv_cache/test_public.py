@@ -426,8 +426,8 @@ def expect_near(value: Any, expected: torch.Tensor, what: str, tolerance: float 
     if not off <= tolerance * max(expected.abs().max().item() if expected.numel() else 0.0, 1e-30):
         few = value.numel() <= 8
         fail(
-            f"{what} is not what it should be.",
-            value=[round(number, 6) for number in value.reshape(-1).tolist()] if few else f"off by up to {off:.3g}",
+            f"{what} is off by up to {off:.3g}.",
+            value=[round(number, 6) for number in value.reshape(-1).tolist()] if few else value,
             expected=str([round(number, 6) for number in expected.reshape(-1).tolist()] if few else "almost equal"),
         )
 

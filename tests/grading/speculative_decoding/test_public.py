@@ -348,7 +348,7 @@ def test_generate_example(submission):
         expect_equal(stats["target_runs"], target.runs, f"The target_runs of {what}")
         expect_equal(stats["accepted"], 8 - target.runs, f"The number of accepted guesses of {what}")
         if target.runs > most + 1:
-            fail(f"The target is run too often by {what}.", value=target.runs, expected=f"{most} or {most + 1}")
+            fail(f"The target is run too often by {what}.", value=target.runs, expected=f"{most} or {most + 1} runs")
         if draft.runs > (stats["drafted"] + 1 if gamma else 0):
             fail(f"The draft is run too often by {what}.", value=draft.runs, expected="once for each guess")
 
