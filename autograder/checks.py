@@ -78,7 +78,7 @@ def show(value: Any) -> str:
     if hasattr(type(value), "dtype") and hasattr(type(value), "shape"):  # of the type: a handle has every attribute
         if type(value).__module__.startswith("torch"):
             return f"tensor of shape {tuple(value.shape)}, {value.dtype}"
-        return f"{type(value).__name__} of shape {tuple(value.shape)}, {value.dtype}"
+        return f"{type(value).__name__} with shape {tuple(value.shape)}, {value.dtype}"
     if type(value) is int:
         return f"{value:,}".replace(",", "_") if len(str(abs(value))) <= 60 else _repr.repr(value)
     text = _repr.repr(value)  # four levels of twenty texts each can be megabytes

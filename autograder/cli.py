@@ -10,7 +10,7 @@ import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Annotated, Any, Literal, NoReturn
+from typing import Annotated, Literal, NoReturn
 
 # One thread each: this process forks judges, and a thread pool does not survive a fork. Set before torch is imported.
 for _name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"):
@@ -29,6 +29,7 @@ from rich.table import Table
 from autograder import language
 from autograder.language import N_, _, said
 from autograder.runs.progress import Steps
+from autograder.students.command import StudentCommand
 
 __all__ = ["main"]
 
@@ -89,7 +90,7 @@ def _speaking(lang: str | None, path: Path) -> Iterator[None]:
         yield
 
 
-@app.command(help=N_("Run the public checks on your own work. Gives no marks."))
+@app.command(cls=StudentCommand, help=N_("Run the public checks on your own work. Gives no marks."))
 def check(
     path: Annotated[
         Path, typer.Argument(help=N_("The notebook, its .py file, or the folder of the assignment."))
@@ -120,7 +121,7 @@ def check(
     raise typer.Exit(0 if points == most else 1)
 
 
-@app.command(help=N_("Make notebook and .py file agree, after both were changed."))
+@app.command(cls=StudentCommand, help=N_("Make notebook and .py file agree, after both were changed."))
 def sync(
     path: Annotated[Path, typer.Argument(help=N_("The file that counts; the other one is overwritten."))],
     lang: Lang = None,
@@ -543,24 +544,12 @@ def list_models() -> None:
         console.print(f"{name}: {state}", highlight=False)
 
 
-def _command() -> Any:
-    """The command, with the help of what students run in the environment's language."""
-    command: Any = typer.main.get_command(app)  # of a click that newer versions of typer bring themselves
-    with language.use(language.load(language.chosen())):
-        for name in ("check", "sync"):
-            found = command.commands[name]
-            for each in (found, *found.params):
-                if getattr(each, "help", None):
-                    each.help = _(each.help)
-    return command
-
-
 def main() -> None:
     """Entry point. A terminal narrower than usual, or none, must not cut what is said."""
     if not sys.stdout.isatty():
         console.width = max(shutil.get_terminal_size((120, 24)).columns, 120)
     try:
-        _command()()
+        app()
     except KeyboardInterrupt:
         print(f"autograder: {STOPPED}", file=sys.stderr)
         sys.exit(130)

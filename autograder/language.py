@@ -70,12 +70,13 @@ class Template:
         return self.parts[0].startswith(" ")
 
     @property
-    def place(self) -> tuple[bool, bool, bool, int]:
-        """Where to try it: what ends sentences, then what has others in it: the framework's, whole sentences, labels.
+    def place(self) -> tuple[int, bool, int]:
+        """Where to try it: what ends sentences; the framework's that begin with text; sentences; labels in sentences.
 
         Of these the one with the most fixed text first: the surer it is that a sentence was made from it.
         """
-        return not self.tail, self.suite, not self.parts[-1].endswith("."), -sum(map(len, self.parts))
+        rank = 0 if self.tail else 1 if self.parts[0] and not self.suite else 2 if self.parts[-1].endswith(".") else 3
+        return rank, self.suite, -sum(map(len, self.parts))
 
     def filled(self, values: list[str]) -> str:
         """The translation with these values. A space around a field is one between scripts: not where both sides are wide."""
@@ -119,7 +120,7 @@ class Language:
         """
         if not text or not self.templates:
             return text
-        quoted = quoted or text.startswith(RAISED)
+        quoted = quoted or RAISED in text
         plain = text.rstrip(",")
         exact = self.catalogue.pgettext(SAID, plain)
         if exact != plain:

@@ -244,7 +244,7 @@ def test_detokenizer_examples(submission):
         got = [detokenizer.push(token) for token in ids] + [detokenizer.finish()]
         what = f"The texts of the tokens {[pieces[token] for token in ids]}, one push each and finish(),"
         if strip:
-            what = f"With a tokenizer that drops the first space: {what[0].lower()}{what[1:]}"
+            what = f"{what} with a tokenizer that drops the first space,"
         expect_equal(got, expected, what)
 
 

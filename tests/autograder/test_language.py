@@ -3,18 +3,19 @@
 from __future__ import annotations
 
 import ast
-import os
 import re
 import shutil
 import subprocess
 import sys
 from pathlib import Path
 
+import nbformat
 import pytest
 from babel.messages.catalog import Message
+from typer import rich_utils
 
-from autograder import grade, language, suite
-from autograder.authoring import catalogues
+from autograder import cli, grade, language, suite
+from autograder.authoring import catalogues, corpus
 from autograder.authoring.catalogues import Text
 from autograder.courses import course
 from autograder.courses.feedback_export import StudentPageExporter
@@ -22,7 +23,8 @@ from autograder.finding import Finding, Outcome
 from autograder.language import FIELD, LOCALE, SAID, Language, LanguageError, Template
 from autograder.pages import feedback
 from autograder.spec import Check
-from autograder.students import selfcheck
+from autograder.students import command, selfcheck
+from autograder.submission import HELPERS
 from autograder.suite import load_assignment
 
 PLACES = list(catalogues.places())
@@ -164,6 +166,10 @@ def test_the_submissions_words_stay_as_they_are(name: str) -> None:
     theirs = "RuntimeError：The size of tensor a (3) must match the size of tensor b (4)"
     english = f"Your code raised {theirs.replace('：', ': ')} (cell f, line 3: a @ b)"
     assert chinese(name).said(english) == f"你的程式碼引發了 {theirs}（儲存格 f，第 3 行：a @ b）"
+    ended = "Your code raised APIError: a must be a b. (cell f, line 3: g())"
+    assert chinese(name).said(ended) == "你的程式碼引發了 APIError：a must be a b.（儲存格 f，第 3 行：g()）"
+    loaded = f"The cell of f could not be loaded: {ended}"
+    assert chinese(name).said(loaded) == f"f 的儲存格無法載入：{chinese(name).said(ended)}"
     logged = "The answer ended (status 500) without the first token. Its server logged: KeyError: 'The codes of x.'"
     assert chinese(name).said(logged).endswith("它的伺服器記錄了：KeyError: 'The codes of x.'")
 
@@ -218,6 +224,42 @@ def test_a_template_fits_whole_texts_only() -> None:
     assert template.fit("a must be b") is None
     assert Template.of(" (in {0})", "（{0}）").fit("x (in y)") == ["x", "y"]
     assert Template.of("no {0}", "{0}").fit("n") is None
+
+
+ENGLISH_WORDS = re.compile(r"(?<![-\w])(of|the|The|with|and|for|after|is|are|that|must|gives?|not|no)(?![-\w])")
+QUOTED = re.compile(r"'[^']*'|\"[^\"]*\"|`[^`]*`")
+
+
+def all_tasks_wrong(name: str) -> dict[str, str]:
+    """A submission, by cell: each task from the first submission of the corpus that gets it wrong in a public check."""
+    entries = corpus.load(name)
+    right = next(entry.answers for entry in entries if entry.name == "reference")
+    public = {check.name: check.task for check in load_assignment(name).checks if not check.hidden}
+    answers = dict(right)
+    for entry in reversed([entry for entry in entries if entry.kind == "wrong" and entry.name != "stub"]):
+        if entry.answers[HELPERS] == right[HELPERS]:
+            failed = {public[check] for check in entry.fails & public.keys()}
+            answers |= {task: entry.answers[task] for task in failed if entry.answers[task] != right[task]}
+    return answers
+
+
+@pytest.mark.parametrize("name", suite.names())
+def test_what_public_checks_find_is_told_in_chinese(name: str, tmp_path: Path) -> None:
+    """A submission with all tasks wrong is told why without an English word, but for what it said itself."""
+    folder = tmp_path / name
+    shutil.copytree(suite.repository() / "assignments" / name, folder)
+    (folder / f"{name}.py").unlink()
+    nbformat.write(corpus.notebook(name, all_tasks_wrong(name)), folder / f"{name}.ipynb")
+    found = [each for each in selfcheck.run(folder).findings if each.outcome is Outcome.FAILED]
+    assert len(found) >= 3
+    with language.use(language.load("zh_TW", folder)):
+        told = [dict(row.details) for row in feedback.rows(load_assignment(name), found)]
+    for row in told:
+        theirs = row["what happened:"].startswith("你的程式碼引發了")
+        for text in (
+            [] if theirs else [row["what happened:"].partition("它的伺服器記錄了")[0], row.get("expected:", "")]
+        ):
+            assert not ENGLISH_WORDS.search(QUOTED.sub("", text)), text
 
 
 # ------------------------------------------------------------------------------------------------ which language
@@ -373,11 +415,39 @@ def test_check_speaks_the_language_that_was_asked_for(tmp_path: Path) -> None:
     assert "There is no language 'tlh' here." in text
 
 
-@pytest.mark.parametrize("command", ["check", "sync"])
-def test_help_speaks_the_environments_language(command: str) -> None:
-    """`autograder check --help` where LANGUAGE is zh_TW: what the command does and what each argument is, but for typer's own."""
-    environment = os.environ | {"LANGUAGE": "zh_TW"}
-    arguments = [sys.executable, "-m", "autograder", command, "--help"]
-    done = subprocess.run(arguments, capture_output=True, text=True, encoding="utf-8", env=environment, check=True)
-    for part in {"check": ("不計成績", "只檢查這個任務"), "sync": ("檔一致", "會被覆寫")}[command]:
-        assert part in done.stdout
+@pytest.mark.parametrize(
+    ("arguments", "parts"),
+    [
+        (
+            ["check", "--help"],
+            ("用法：", "不計成績", "引數", "選項", "只檢查這個任務", "[預設：.]", "顯示這段說明後結束"),
+        ),
+        (["sync", "--help"], ("用法：", "檔一致", "會被覆寫", "[必填]")),
+        (["check", "--foo"], ("用法：", "請參考說明", "錯誤", "沒有這個選項：--foo")),
+        (["check", "--tas"], ("沒有這個選項：--tas（可能是：--task）",)),
+        (["check", "--task"], ("選項 '--task' 需要一個引數。",)),
+        (["check", "--inline=3"], ("選項 '--inline' 不接受值。",)),
+        (["check", "a", "b"], ("多餘的引數（b）",)),
+        (["sync"], ("缺少引數 'path'。",)),
+    ],
+    ids=" ".join,
+)
+@pytest.mark.parametrize("asked", [["--lang", "zh_TW"], ["--lang=zh_TW"], []], ids=["lang", "lang=", "environment"])
+def test_typers_own_words_are_in_the_students_language(
+    arguments: list[str], parts: tuple[str, ...], asked: list[str], capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    """Help and errors of the commands that students run, headings included, whether an option or the environment asks."""
+    for name in language.VARIABLES:
+        monkeypatch.delenv(name, raising=False)
+    if not asked:
+        monkeypatch.setenv("LANGUAGE", "zh_TW")
+    monkeypatch.setattr(sys, "argv", ["autograder", arguments[0], *asked, *arguments[1:]])
+    for name in command.HEADINGS:
+        monkeypatch.setattr(rich_utils, name, getattr(rich_utils, name))
+    with pytest.raises(SystemExit):
+        cli.main()
+    shown = "".join(capsys.readouterr())
+    for part in parts:
+        assert part in shown
+    assert not re.search("Usage|Options|Arguments|Error|Try ", shown)

@@ -245,7 +245,7 @@ def test_summary_example(submission):
     ):
         expect_equal(sorted(group), sorted(expected), f"The statistics of the {what}")
         for name, number in expected.items():
-            expect_close(group[name], number, f"The {name} of the {what}")
+            expect_close(group[name], number, f"The {name} of {what}")
 
 
 # ------------------------------------------------------------------------------------- parse_metrics, rate, quantile
