@@ -21,10 +21,10 @@ from autograder.courses import course
 from autograder.courses.feedback_export import StudentPageExporter
 from autograder.finding import Finding, Outcome
 from autograder.language import FIELD, LOCALE, SAID, Language, LanguageError, Template
+from autograder.manifest import HELPERS
 from autograder.pages import feedback
 from autograder.spec import Check
 from autograder.students import command, selfcheck
-from autograder.submission import HELPERS
 from autograder.suite import load_assignment
 
 PLACES = list(catalogues.places())
