@@ -16,7 +16,7 @@ from importlib import resources
 from typing import Any
 
 import jinja2
-from markupsafe import Markup
+from markupsafe import Markup, escape
 
 from autograder.finding import Outcome
 from autograder.language import _, ngettext, said, spoken
@@ -119,6 +119,11 @@ def duration(microseconds: float) -> str:
     return f"{number(microseconds / 1e6)} s"
 
 
+def prose(text: str) -> Markup:
+    """A sentence as HTML, names between backticks as code. Whatever else stands in it stays text."""
+    return Markup(re.sub(r"`([^`]+)`", r"<code>\1</code>", str(escape(text))))  # noqa: S704  # escaped
+
+
 @functools.lru_cache(maxsize=512)
 def markdown(text: str) -> Markup:
     """The course's own text as HTML: headings one level lower, mathematics as MathML; HTML in it stays text."""
@@ -190,6 +195,7 @@ def _environment() -> jinja2.Environment:
         "markdown": markdown,
         "number": number,
         "duration": duration,
+        "prose": prose,
     }
     made.globals |= {"marks": MARKS, "Outcome": Outcome, "names": NAMES, "said": said}
     return made

@@ -268,7 +268,7 @@ def test_partial_credit_and_the_interval_are_told_in_words_too() -> None:
     assert "noise of the machine 1.2 %" in page
 
 
-@pytest.mark.parametrize("text", ["'" * 2000, "\n" * 2000, "&<" * 1000])
+@pytest.mark.parametrize("text", ["'" * 2000, "\n" * 2000, "&<" * 1000, "`'`" * 700])
 def test_no_submission_makes_a_page_too_large(text: str) -> None:
     """Whatever it returns, prints and contains, the page stays below a megabyte and keeps the verdicts."""
     texts = dict.fromkeys(("message", "value", "expected", "printed"), text * 20)
@@ -285,6 +285,15 @@ def test_no_number_of_cells_makes_a_page_too_large() -> None:
     assert len(page.encode()) <= html_pages.MOST_BYTES
     assert "9900 more cells that are not graded are left out here." in page
     assert "def kv_bytes_per_token(): ..." in page
+
+
+def test_names_between_backticks_are_code_and_nothing_else_is() -> None:
+    """Markup between backticks, which may be a submission's, stays text."""
+    one = finding(ASSIGNMENT.checks[0], Outcome.FAILED, sentence="Count `n_kv_heads` & no <b>.", message=f"`{MARKUP}`")
+    page = html_of(judged(one))
+    assert "Count <code>n_kv_heads</code> &amp; no &lt;b&gt;." in page
+    assert "<code>&lt;script&gt;" in page
+    assert "<script>document" not in page
 
 
 def test_figures_beside_a_verdict_are_shown_where_a_check_passed_too() -> None:
