@@ -261,12 +261,12 @@ def test_chat_with_real_vllm(submission):
             httpx.AsyncClient(transport=transport, base_url=real.url, timeout=100) as client,
             client.stream("POST", request.path, json=body) as response,
         ):
+            number = len(bodies)
+            bodies.append(b"")  # before anything is sent: a client may leave as soon as it has read [DONE]
             await reply.start(response.status_code, response.headers["content-type"])
-            whole = b""
             async for chunk in response.aiter_raw():
-                whole += chunk
+                bodies[number] += chunk
                 await reply.send(chunk)
-            bodies.append(whole)
             await reply.end()
 
     with reachable(submission, answer) as server:
