@@ -716,20 +716,21 @@ def test_generate_transformers(submission, rng):
     Hint: Everything goes through run and crop. Compare with model.generate(..., do_sample=False), plain and with
     assistant_model.
     """
-    for noise, gamma, most in ((0.0, 4, 24), (0.05, 3, 24), (0.05, 6, 23), (0.3, 2, 12)):
+    # A draft that has not read the newest token but one guesses otherwise in 3 of 4 texts of the second kind: all 6 of them
+    # are as they should be once in 4,000 times, with those of the first and third kind once in 30,000.
+    for noise, gamma, most, texts in ((0.0, 4, 24, 2), (0.05, 2, 40, 7), (0.05, 6, 23, 2), (0.3, 2, 12, 2)):
         target = oracles.llama(rng)
         draft = oracles.llama(rng, like=target, noise=noise)
         ours = [submission.small_llama(oracles.LLAMA, dict(model.state_dict())) for model in (target, draft)]
         done = 0
-        while done < 2:
+        while done < texts:
             prompt = [rng.randrange(48) for _ in range(rng.randint(2, 9))]
             told = oracles.told(target, draft, prompt, most, None, gamma)
             if told is None:
                 continue
             eos = None
-            if (
-                done
-            ):  # some token that would stand inside of a draft, with others after it, if all guesses were accepted
+            if done == texts - 1:
+                # Some token that would stand inside of a draft, with others after it, if all guesses were accepted.
                 new = told.text[len(prompt) :]
                 inside = [
                     at
