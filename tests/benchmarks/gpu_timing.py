@@ -19,24 +19,20 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-import faulthandler
 import fnmatch
-import json
 import os
 import platform
 import random
 import re
-import select
-import signal
 import sys
 import time
-import traceback
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from statistics import median
 from typing import Any
 
 import torch
+from on_device import REPOSITORY, in_fork, tell  # type: ignore[import-not-found]
 
 from autograder.checks import CheckFailed, SubmissionFault, SubmissionRaised, fail
 from autograder.judging.blocks import Feed, WorkerSide
@@ -55,7 +51,6 @@ from autograder.worker import device_memory
 from gpu_env import device
 from gpu_env.paired import Rule
 
-REPOSITORY = Path(__file__).resolve().parents[2]
 CORPUS = REPOSITORY / "tests" / "submissions" / "timing"
 RULE = Rule(processes=1, pairs=(10, 20, 40))
 LIMITS = Limits(cpu_s=600, memory_bytes=16 << 30, processes=512, scratch_bytes=2 << 30)
@@ -92,45 +87,6 @@ def right(result: torch.Tensor, q: torch.Tensor, k: torch.Tensor, v: torch.Tenso
     expected = torch.softmax(q @ k.T / 8.0, -1) @ v
     if not torch.allclose(result.double(), expected, rtol=1e-4, atol=1e-5):
         fail("Attention is not what it should be.")
-
-
-def tell(kind: str, **fields: Any) -> dict[str, Any]:
-    """Print one finding as a line of JSON."""
-    fields = {"kind": kind, **fields}
-    print(json.dumps(fields, default=str), flush=True)
-    return fields
-
-
-def in_fork(job: Job, limit_s: float) -> Any:
-    """The value of `job()` in a fork of its own, or a text that says why there is none."""
-    reading, writing = os.pipe()
-    sys.stdout.flush()
-    if (pid := os.fork()) == 0:
-        os.close(reading)
-        faulthandler.register(signal.SIGUSR1)
-        try:
-            answer = json.dumps({"value": job()}, default=str)
-        except BaseException:
-            answer = json.dumps({"error": traceback.format_exc()[-3000:]})
-        with open(writing, "w") as file:
-            file.write(answer)
-        os._exit(0)
-    os.close(writing)
-    data, end = b"", time.monotonic() + limit_s
-    while True:
-        if not select.select([reading], [], [], max(0.0, end - time.monotonic()))[0]:
-            os.kill(pid, signal.SIGUSR1)  # it tells on stderr where it is
-            time.sleep(0.5)
-            os.kill(pid, signal.SIGKILL)
-            data = json.dumps({"error": f"nothing within {limit_s:.0f} s"}).encode()
-            break
-        if not (chunk := os.read(reading, 1 << 16)):
-            break
-        data += chunk
-    os.close(reading)
-    status = os.waitpid(pid, 0)[1]
-    found = json.loads(data) if data else {"error": f"ended without a word, status {status}"}
-    return found.get("value", {"error": found.get("error")})
 
 
 # ---------------------------------------------------------------------------------------------- figures
@@ -373,17 +329,17 @@ def main() -> int:
             tell("memory", figures=in_fork(memory_figures, 90))
         for sandbox in found:
             name = sandbox.isolation.name
-            tell("transport", isolation=name, **in_fork(lambda s=sandbox: transport(s, where), 120))  # type: ignore[misc]
+            tell("transport", isolation=name, **in_fork(lambda s=sandbox: transport(s, where), 120))
             if where == "cuda":
-                tell("torch IPC", isolation=name, **in_fork(lambda s=sandbox: torch_ipc(s), 90))  # type: ignore[misc]
-            tell("blocks", isolation=name, **in_fork(lambda s=sandbox: block_figures(s, where, size), 120))  # type: ignore[misc]
+                tell("torch IPC", isolation=name, **in_fork(lambda s=sandbox: torch_ipc(s), 90))
+            tell("blocks", isolation=name, **in_fork(lambda s=sandbox: block_figures(s, where, size), 120))
         for path in EARLY if where == "cuda" else ():
-            tell("early", **in_fork(lambda p=path: early(p, found[0], size), 150))  # type: ignore[misc]
+            tell("early", **in_fork(lambda p=path: early(p, found[0], size), 150))
         for path in cases(where, given.only):
             if time.monotonic() > end:
                 counts["not tried"] = counts.get("not tried", 0) + 1
                 continue
-            ended = in_fork(lambda p=path: case(p, found[0], where, size), 150)  # type: ignore[misc]
+            ended = in_fork(lambda p=path: case(p, found[0], where, size), 150)
             said = ended.get("ended", "ERROR")
             fine = said in (*expected(path), "INCONCLUSIVE")
             tell("case", submission=f"{path.parent.name}/{path.stem}", fine=fine, expected=expected(path), **ended)
