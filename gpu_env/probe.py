@@ -4,11 +4,12 @@ A rate has a median, which is what a plain large copy or product gets here, and 
 been seen to do at all. Other load only ever slows a block down, so the best is the figure for "no run can be faster".
 
 Not covered: other shapes of work than copying, reading, updating, filling and large matrix products; several GPUs; more
-threads than torch uses in this process, other cores than this process may use.
+threads than torch and numpy use in this process, other cores than this process may use.
 """
 
 from __future__ import annotations
 
+import contextlib
 import os
 import statistics
 import time
@@ -147,7 +148,7 @@ class Prober:
 
         "tfloat32" is float32 with TF32 tensor cores allowed. Tried for the best are two sizes, a transposed operand and,
         on the CPU, a 1x1 convolution: oneDNN computes that, where `torch.mm` asks MKL. The numbers are random, for a GPU
-        multiplies zeros faster: they need less power.
+        multiplies zeros faster: they need less power. In float32 numpy is asked too: its library may be a faster one.
         """
         torch = self.torch
         before = torch.get_float32_matmul_precision()
@@ -171,6 +172,11 @@ class Prober:
         if not self.on_gpu:
             pixels, kernel = a.view(1, size, size // 32, 32), b.view(size, size, 1, 1)
             ways.append(partial(torch.nn.functional.conv2d, pixels, kernel))
+            if a.dtype is torch.float32:
+                with contextlib.suppress(ImportError):
+                    import numpy
+
+                    ways.append(partial(numpy.matmul, a.numpy(), b.numpy()))
         return ways
 
     def _matrices(self, dtype: str) -> tuple[Any, Any]:
