@@ -20,6 +20,7 @@ Not covered:
 - sockets: no IP and no datagrams even within a worker, and no connection to its own Unix servers
 - sessions: `setsid` and `chmod` (level 1) say that they did what they did not
 - old Landlock: at level 1 below ABI 6 a submission cannot signal its own children either
+- out of memory: with GPUs a worker can undo that it is the first to go, as it may write to its own /proc/self/task
 - few user ids: where less than 2^31 exist (rootless containers), those of two workers may be the same
 """
 
