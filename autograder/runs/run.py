@@ -18,7 +18,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from autograder import results, suite
+from autograder import results, suite, temporary
 from autograder.authoring import corpus
 from autograder.judging import oracle
 from autograder.manifest import HELPERS
@@ -26,6 +26,7 @@ from autograder.pages.feedback import points_text
 from autograder.runs import twins
 from autograder.runs.grading import Executor, Graded, Grader, Job, discover, first_interrupt, result_file, stored
 from autograder.runs.progress import Steps
+from autograder.sandboxing import selftest
 from autograder.sandboxing.isolation import LEVELS
 from autograder.sandboxing.sandbox import Sandbox, SandboxUnavailable, best_sandbox, gpu_devices
 from gpu_env import device, models
@@ -117,6 +118,7 @@ def grade_course(
     stopped = False
     with _lock(folder / "results"):
         results.sweep(folder / "results")
+        temporary.sweep(selftest.FOLDER)  # of a run that was killed as it began; this one may need no sandbox
         for job in jobs:
             try:
                 found = stored(loaded, folder / "results", job, minimum, tier, signer)

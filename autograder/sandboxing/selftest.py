@@ -19,10 +19,11 @@ from autograder import temporary
 if TYPE_CHECKING:
     from autograder.sandboxing.isolation import Limits, Worker
 
-__all__ = ["attack"]
+__all__ = ["FOLDER", "attack"]
 
 ANSWER_S, GONE_S = 30.0, 2.0
 FOLDER = "autograder-self-test-"
+"""How the names of its temporary folders begin."""
 
 
 def attack(start: Callable[[Limits], Worker], limits: Limits, trusted: Sequence[int], *, quota: bool) -> list[str]:
@@ -48,7 +49,8 @@ def attack(start: Callable[[Limits], Worker], limits: Limits, trusted: Sequence[
             unix.listen()
             listeners.append((unix.family, address))
         (folder / "socket").chmod(0o777)
-        bystander = stack.enter_context(subprocess.Popen(["sleep", "60"], stdin=subprocess.DEVNULL))
+        # It reads from us, so it ends with us, however we end.
+        bystander = stack.enter_context(subprocess.Popen(["cat"], stdin=subprocess.PIPE, stdout=subprocess.DEVNULL))
         stack.callback(bystander.kill)
         worker = start(limits)
         try:

@@ -16,6 +16,7 @@ from autograder.spec import Assignment, Task
 from gpu_env import models, vllm_engine
 
 WHY = vllm_engine.obstacle()
+VERSIONS = ("0.25.1", "0.32.0")
 needs_vllm = pytest.mark.skipif(bool(WHY), reason=f"no real vLLM: {WHY}")
 STUDENT = """
 import os
@@ -33,13 +34,21 @@ def assignment(*names: str) -> Assignment:
     return Assignment("teapot", "Teapot", (Task("pour", "Pour", 1, public={"test_pour": 1}),), vllm=names)
 
 
-def test_metrics_of_every_supported_version_are_recorded() -> None:
-    """The recording of the version that is tested with holds the metrics that the course teaches, and not their old names."""
-    known = engine.recorded_metrics("0.32.0")
+@pytest.mark.parametrize("version", VERSIONS)
+def test_metrics_of_every_recorded_version_are_those_of_the_course(version: str) -> None:
+    """A recording holds the metrics that the course teaches, and not their old names."""
+    known = engine.recorded_metrics(version)
     assert {"vllm:kv_cache_usage_perc", "vllm:inter_token_latency_seconds", "vllm:generation_tokens_total"} <= known
     assert (
         not {"vllm:gpu_cache_usage_perc", "vllm:time_per_output_token_seconds", "vllm:gpu_memory_usage_bytes"} & known
     )
+
+
+@pytest.mark.parametrize("file", ["page_sizes.json", "starts.json"])
+def test_memory_follows_one_formula_in_every_recorded_version(file: str) -> None:
+    """0.25.1 on CUDA and 0.32.0 on a CPU get as many tokens and requests out of as many bytes."""
+    said = {version: json.loads((engine.recorded(version) / file).read_text(encoding="utf-8")) for version in VERSIONS}
+    assert all(each == said["0.32.0"] for each in said.values())
 
 
 def test_a_version_that_nobody_recorded_is_told_with_a_remedy() -> None:
@@ -48,9 +57,10 @@ def test_a_version_that_nobody_recorded_is_told_with_a_remedy() -> None:
         engine.recorded_metrics("9.9")
 
 
-def test_every_metric_of_every_assignment_is_in_the_recording() -> None:
+@pytest.mark.parametrize("version", VERSIONS)
+def test_every_metric_of_every_assignment_is_in_every_recording(version: str) -> None:
     """Also where no vLLM is installed."""
-    known = engine.recorded_metrics("0.32.0")
+    known = engine.recorded_metrics(version)
     used = {
         name: each for each in suite.names() for name in suite.load_assignment(each).vllm if name.startswith("vllm:")
     }

@@ -1022,6 +1022,30 @@ class TestChoosing:
         through = selftest.attack(sandbox.start, SMALL, [], quota=True)
         assert sorted(through) == ["connect", "fill", "outlive", "read", "signal_others"]
 
+    def test_a_killed_self_test_leaves_no_process(self, tmp_path: Path) -> None:
+        """The process that must survive the attacks ends with whoever had it tried, also by SIGKILL."""
+        script = """
+import subprocess, time
+from autograder.sandboxing import selftest
+real = subprocess.Popen
+class Told(real):
+    def __init__(self, *args, **options):
+        super().__init__(*args, **options)
+        print(self.pid, flush=True)
+subprocess.Popen = Told
+selftest.attack(lambda limits: time.sleep(60), None, [], quota=True)
+"""
+        environment = os.environ | {"TMPDIR": str(tmp_path)}
+        with subprocess.Popen([sys.executable, "-c", script], stdout=subprocess.PIPE, env=environment) as tried:
+            assert tried.stdout
+            bystander = int(tried.stdout.readline())
+            tried.kill()
+        ended = time.monotonic() + 10
+        status = Path(f"/proc/{bystander}/status")
+        while (alive := status.exists() and "\tZ" not in status.read_text()) and time.monotonic() < ended:
+            time.sleep(0.05)
+        assert not alive
+
     def test_isolation_names_its_walls(self) -> None:
         """The level found here says what is in force, and why it is no higher one."""
         assert isinstance(HERE, Isolation)

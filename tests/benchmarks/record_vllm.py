@@ -11,6 +11,7 @@ from __future__ import annotations
 import itertools
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -91,7 +92,9 @@ def main() -> None:
         (folder / "chat.sse").write_bytes(chat.content)
         (folder / "error.json").write_text(json.dumps(error.json(), indent=1) + "\n", encoding="utf-8")
         (folder / "metrics.txt").write_text(client.get("/metrics").text, encoding="utf-8")
-        said = [line for line in server.log.splitlines() if "KV cache" in line]
+        said = [
+            line for line in server.log.splitlines() if re.search("KV cache|Maximum concurrency", line)
+        ]  # 0.25 says it in two lines
         (folder / "log.txt").write_text("\n".join(said) + "\n", encoding="utf-8")
 
 

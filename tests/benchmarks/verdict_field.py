@@ -5,12 +5,14 @@ times, so that it is 1.35 to 1.65 times as fast: 10 % below to 10 % above a thre
 
     compute   a product of two 64 x 64 matrices (about 5 us, in the first-level cache)
     memory    64 KiB copied, walking through 64 MiB (more than the caches hold)
+    gemm      on a GPU: a product of two 2048 x 2048 matrices in bf16
+    copy      on a GPU: 32 MiB copied, walking through 1 GiB; a worker waits for the device before it answers
 
-Workers are forked from this process, which has numpy loaded but no threads, and share one core; this process, the clock,
-sits on another where there is one. Between its blocks a worker is stopped (SIGSTOP). Neighbours run where the scheduler
-puts them, also on the workers' core.
+Workers are forked from this process, which has numpy loaded (for a GPU torch too) but no threads, and share one core; this
+process, the clock, sits on another where there is one. Between its blocks a worker is stopped (SIGSTOP). Neighbours run
+where the scheduler puts them, also on the workers' core; `gpu` keeps the GPU busy with large products.
 
-Not covered: GPUs, several threads in a worker, implementations that react differently to the same neighbour.
+Not covered: several threads in a worker, implementations that react differently to the same neighbour.
 """
 
 from __future__ import annotations
@@ -23,7 +25,7 @@ import signal
 import struct
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -34,9 +36,18 @@ THRESHOLD = 1.5
 CANDIDATE_PIECES = 200
 REFERENCE_PIECES = {-10: 270, -5: 285, 0: 300, 5: 315, 10: 330}
 """By per cent above the threshold."""
-NEIGHBOURS = {"alone": (), "cpu1": ("cpu",), "cpu2": ("cpu",) * 2, "mem1": ("mem",), "mem2": ("mem",) * 2}
+NEIGHBOURS = {
+    "alone": (),
+    "cpu1": ("cpu",),
+    "cpu2": ("cpu",) * 2,
+    "mem1": ("mem",),
+    "mem2": ("mem",) * 2,
+    "gpu1": ("gpu",),
+}
 KERNELS = ("compute", "memory")
-CELLS = tuple(f"{kernel}-{neighbours}" for kernel in KERNELS for neighbours in NEIGHBOURS)
+GPU_KERNELS = ("gemm", "copy")
+CELLS = tuple(f"{kernel}-{neighbours}" for kernel in KERNELS for neighbours in NEIGHBOURS if neighbours != "gpu1")
+GPU_CELLS = tuple(f"{kernel}-{neighbours}" for kernel in GPU_KERNELS for neighbours in ("alone", "cpu2", "gpu1"))
 
 
 class Worker:
@@ -102,6 +113,8 @@ def _kernel(name: str, pieces: int) -> Callable[[int], None]:
                 np.matmul(left, right, out=out)
 
         return compute
+    if name in GPU_KERNELS:
+        return _gpu_kernel(name, pieces)
     source, target = np.zeros((1024, 8192)), np.zeros((1024, 8192))  # rows of 64 KiB
     source[:] = target[:] = 1.0  # pages are there only once written to
     row = 0
@@ -114,6 +127,34 @@ def _kernel(name: str, pieces: int) -> Callable[[int], None]:
             row = (row + 1) % 1024
 
     return memory
+
+
+def _gpu_kernel(name: str, pieces: int) -> Callable[[int], None]:
+    """The same on a GPU. A call is over when the device has done all of it."""
+    import torch
+
+    if name == "gemm":
+        left, right, out = (torch.full((2048, 2048), 0.01, dtype=torch.bfloat16, device="cuda") for _ in range(3))
+
+        def gemm(seed: int) -> None:
+            left[0, 0] = seed % 1000
+            for _ in range(pieces):
+                torch.mm(left, right, out=out)
+            torch.cuda.synchronize()
+
+        return gemm
+    source, target = (torch.ones(32, 1 << 23, device="cuda") for _ in range(2))  # rows of 32 MiB
+    row = 0
+
+    def copy(seed: int) -> None:
+        nonlocal row
+        source[row, 0] = seed
+        for _ in range(pieces):
+            target[row].copy_(source[row])
+            row = (row + 1) % len(source)
+        torch.cuda.synchronize()
+
+    return copy
 
 
 def _fork(run: Callable[[], object], close: tuple[int, ...] = ()) -> int:
@@ -142,9 +183,10 @@ def _end_with(parent: int) -> None:
 @contextlib.contextmanager
 def neighbours(kinds: tuple[str, ...]) -> Iterator[None]:
     """Processes that do nothing but disturb, as long as the block runs."""
-    pids = [_fork(_burn_memory if kind == "mem" else _burn_cpu) for kind in kinds]
+    burn = {"cpu": _burn_cpu, "mem": _burn_memory, "gpu": _burn_gpu}
+    pids = [_fork(burn[kind]) for kind in kinds]
     try:
-        time.sleep(0.3 if pids else 0)  # until they are at it
+        time.sleep(5 if "gpu" in kinds else 0.3 if pids else 0)  # until they are at it
         yield
     finally:
         for pid in pids:
@@ -161,6 +203,16 @@ def _burn_memory() -> None:
     source, target = np.ones(1 << 23), np.ones(1 << 23)  # 64 MiB each
     while True:
         np.copyto(target, source)
+
+
+def _burn_gpu() -> None:
+    import torch
+
+    left = torch.full((4096, 4096), 0.01, dtype=torch.bfloat16, device="cuda")
+    while True:
+        for _ in range(50):
+            left @ left
+        torch.cuda.synchronize()
 
 
 @dataclass(frozen=True)
@@ -210,6 +262,13 @@ def _trial(measured: Measurement, truth: float) -> Trial:
     )
 
 
-def available() -> str:
-    """Why the field test cannot run here, or nothing."""
-    return "" if sys.platform == "linux" else "the field test needs Linux: it pins and stops processes"
+def available(cells: Iterable[str]) -> str:
+    """Why these cells of the field test cannot run here, or nothing. For a GPU it loads torch, so that workers need not."""
+    if sys.platform != "linux":
+        return "the field test needs Linux: it pins and stops processes"
+    if not set(cells) & set(GPU_CELLS):
+        return ""
+    os.environ["PYTORCH_NVML_BASED_CUDA_CHECK"] = "1"  # a process that has begun with CUDA cannot be forked
+    import torch
+
+    return "" if torch.cuda.is_available() else "those cells need an NVIDIA GPU, and torch sees none"

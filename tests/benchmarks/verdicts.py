@@ -10,7 +10,8 @@ many of the other, and one run against a limit in seconds.
 Field test (`verdict_field.py`): the real test on real processes whose ratio is known by construction, alone and beside
 one or two neighbours that burn the processor or the memory's bandwidth. Run it where nothing else runs, and with many
 cores under `taskset -c 0,1`, or neighbours have cores to themselves. A verdict takes 1 to 30 s, 200 in all ten
-cells, at five ratios each, about a day (an estimate); `--cells` divides that among runs.
+cells, at five ratios each, about a day (an estimate); `--cells` divides that among runs. Cells on a GPU run only where
+they are named: gemm-alone, gemm-cpu2, gemm-gpu1, copy-alone, copy-cpu2, copy-gpu1.
 
 Rates come with the upper end of their exact 95 % interval (Clopper and Pearson, one-sided): 0 of 200 may be 1.5 %.
 In the last line of `--json`, names without a suffix are of the shared machine, `field_` ones of all cells together;
@@ -290,7 +291,9 @@ def main() -> None:
     parser.add_argument("--trials", type=int, default=40_000, help="of each cell of the simulation")
     parser.add_argument("--field", action="store_true", help="the field test, instead of the simulation")
     parser.add_argument("--verdicts", type=int, default=200, help="of each true ratio in each cell of the field test")
-    parser.add_argument("--cells", nargs="+", default=list(field.CELLS), choices=field.CELLS, metavar="CELL")
+    parser.add_argument(
+        "--cells", nargs="+", default=list(field.CELLS), choices=field.CELLS + field.GPU_CELLS, metavar="CELL"
+    )
     parser.add_argument("--minutes", type=float, default=math.inf, help="that a cell of the field test may take")
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--json", action="store_true", help="the figures as JSON, in the last line")
@@ -302,7 +305,7 @@ def main() -> None:
     if options.plot:
         plot(options.plot, QUICK_TRIALS, options.seed)
         return
-    if options.field and (obstacle := field.available()):
+    if options.field and (obstacle := field.available(options.cells)):
         parser.error(obstacle)
     simulated: dict[str, Any] = {}
     fielded: dict[str, Any] = {}
