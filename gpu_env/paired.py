@@ -32,7 +32,11 @@ from gpu_env.sequential import AA_LEVEL, DEFAULT, Rule, Verdict, credit, decide,
 __all__ = ["Measurement", "Pair", "Rule", "Side", "Verdict", "compare", "credit", "decide", "interval"]
 
 MAX_CALLS = 2**20
-"""No block has more calls: an implementation that takes no time must not ask for endless inputs."""
+"""No block is filled with more calls: an implementation that takes no time must not ask for endless inputs."""
+MANY_CALLS = 2**15
+"""A block has no more than this only to be as long as one of the other side."""
+CHOICES = 32
+"""Numbers of calls that are looked at, to have blocks of both sides equally long."""
 
 
 class Side(Protocol):
@@ -172,10 +176,17 @@ class _Run:
     def _renew(self) -> None:
         """New processes for both sides, warmed up, and calls enough for a block."""
         self.process += 1
-        self.reference.side.fresh()
-        self.candidate.side.fresh()
-        self.reference.fill_block(self.candidate, self.rule.block_s, self.time_left)
-        self.candidate.fill_block(self.reference, self.rule.block_s, self.time_left)
+        # In random order: who is started and warmed up first gets other memory, and keeps it.
+        for timed in (order := self.rng.sample([self.reference, self.candidate], 2)):
+            timed.side.fresh()
+        seconds = {
+            timed: timed.fill_block(other, self.rule.block_s, self.time_left) for timed, other in (order, order[::-1])
+        }
+        reference_s, candidate_s = seconds[self.reference], seconds[self.candidate]
+        if self.samples:  # many blocks tell better than the last two
+            reference_s = median(pair.reference_s for pair in self.samples)
+            candidate_s = median(pair.candidate_s for pair in self.samples)
+        balance(self.reference, self.candidate, reference_s / candidate_s)
 
     def _pair(self, candidate_first: bool) -> Pair:
         again_s = None
@@ -234,11 +245,11 @@ class _Run:
 
 
 class _Timed:
-    """A side and the number of calls that fills a block of it."""
+    """A side, the number of calls that fills a block of it, and the number that is taken."""
 
     def __init__(self, side: Side) -> None:
         self.side = side
-        self.calls = 1
+        self.calls = self.filled = 1
 
     def per_call(self, other: _Timed) -> float:
         """Seconds per call in one block, with the other side paused."""
@@ -251,14 +262,38 @@ class _Timed:
             raise ValueError(f"a block of {self.calls} calls took {seconds} s; a Side must return a time above 0")
         return seconds / self.calls
 
-    def fill_block(self, other: _Timed, block_s: float, time_left: Callable[[], bool]) -> None:
-        """Warm up, and take more calls until a block lasts `block_s` twice running (one could be an interruption)."""
+    def fill_block(self, other: _Timed, block_s: float, time_left: Callable[[], bool]) -> float:
+        """Warm up, and take more calls until a block lasts `block_s` twice running (one could be an interruption).
+
+        Gives the seconds of a call.
+        """
+        self.calls = self.filled
         while True:
             per_call = min(self.per_call(other), self.per_call(other))
             if per_call * self.calls >= block_s or self.calls >= MAX_CALLS or not time_left():
-                return
+                self.filled = self.calls
+                return per_call
             wanted = math.ceil(1.1 * block_s / per_call)  # 10 % more, so that the next try suffices
             self.calls = min(wanted, 10 * self.calls, MAX_CALLS)
+
+
+def balance(reference: _Timed, candidate: _Timed, ratio: float) -> None:
+    """Take up to half as many calls again, so that blocks of both sides last as long; `ratio` is that of their calls' times.
+
+    A block begins after a pause, beside busy neighbours with a time slice of its own. What that gains or costs is the same
+    for each block, so of two the shorter one has more of it per call.
+    """
+    most = _more(candidate.filled)
+    step = max(1, reference.filled // (2 * CHOICES))
+    choices = []
+    for calls in range(reference.filled, _more(reference.filled) + 1, step):
+        others = max(candidate.filled, min(round(calls * ratio), most))
+        choices.append((round(abs(math.log(calls * ratio / others)), 2), calls, others))
+    _, reference.calls, candidate.calls = min(choices)
+
+
+def _more(filled: int) -> int:
+    return max(filled, min(filled * 3 // 2, MANY_CALLS))
 
 
 def _exp(value: float) -> float:

@@ -1,10 +1,12 @@
 """How often a verdict depends on luck: the same submissions graded again and again, each time with other hidden inputs.
 
     python tests/benchmarks/flips.py [--regrades 100] [--submissions 20] [--seed N] [--json]
+    python tests/benchmarks/flips.py --assignment quantization --only right-reference right-plain_loops --regrades 50
 
-Right, wrong and honest-looking submissions of kv_cache, chosen by the seed, are graded in random order, two or more at
-the same time where there are cores for it. A flip is an outcome of a check, or a total, that is not the one which the
-same submission has in most of its gradings. There must be none: who fails, fails for a reason, and always.
+Right, wrong and honest-looking submissions, of kv_cache and chosen by the seed where nothing else is said, are graded in
+random order, two or more at the same time where there are cores for it. A flip is an outcome of a check, or a total, that
+is not the one which the same submission has in most of its gradings. There must be none: who fails, fails for a reason, and
+always.
 
 Submissions and hidden seeds follow from the seed; which one runs beside which does not.
 Not covered: attacks (`autograder corpus`), submissions that fail by a time limit (`SLOW`).
@@ -20,6 +22,7 @@ import sys
 import tempfile
 import time
 from collections import Counter, defaultdict
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -28,10 +31,10 @@ from rich.console import Console
 import autograder.cli  # noqa: F401 - sets an environment in which judges can be forked, before torch is imported
 from autograder import suite
 from autograder.authoring import corpus
+from autograder.runs import run
 from autograder.runs.grading import Graded, Grader, Job
 from autograder.runs.progress import Steps
 from autograder.sandboxing.isolation import LEVELS
-from autograder.sandboxing.sandbox import best_sandbox
 
 __all__ = ["FlipFigures", "regrade"]
 
@@ -56,9 +59,14 @@ class FlipFigures:
     seconds: float
 
 
-def chosen(count: int, chance: random.Random) -> list[corpus.Entry]:
-    """`count` submissions of the corpus, mixed as `SHARES` says."""
-    entries = [entry for entry in corpus.load(NAME) if SLOW not in entry.fails]
+def chosen(name: str, only: Sequence[str], count: int, chance: random.Random) -> list[corpus.Entry]:
+    """`count` submissions of the corpus, mixed as `SHARES` says, or those of `only`. ValueError: there is none such."""
+    entries = [entry for entry in corpus.load(name) if SLOW not in entry.fails]
+    if only:
+        known = {entry.key: entry for entry in entries}
+        if strangers := [key for key in only if key not in known]:
+            raise ValueError(f"The corpus of {name} has no {', '.join(strangers)}; it has {', '.join(known)}.")
+        return [known[key] for key in only]
     picked: list[corpus.Entry] = []
     for kind, share in SHARES.items():
         group = [entry for entry in entries if entry.kind == kind]
@@ -67,12 +75,14 @@ def chosen(count: int, chance: random.Random) -> list[corpus.Entry]:
     return (picked + chance.sample(rest, max(0, count - len(picked))))[:count]
 
 
-def regrade(submissions: int, regrades: int, seed: int, steps: Steps) -> FlipFigures:
-    """Grade each of `submissions` of them `regrades` times, and compare. Raises SandboxUnavailable."""
+def regrade(
+    submissions: int, regrades: int, seed: int, steps: Steps, name: str = NAME, only: Sequence[str] = ()
+) -> FlipFigures:
+    """Grade each of `submissions` of them, or all of `only`, `regrades` times, and compare. Raises SandboxUnavailable."""
     began = time.monotonic()
     chance = random.Random(seed)
-    loaded = suite.load(NAME)
-    entries = chosen(submissions, chance)
+    loaded = suite.load(name)
+    entries = chosen(name, only, submissions, chance)
     jobs = [
         Job(entry.key, entry.submission(loaded.manifest), seed=chance.getrandbits(63))
         for entry in entries
@@ -82,7 +92,7 @@ def regrade(submissions: int, regrades: int, seed: int, steps: Steps) -> FlipFig
     found: dict[str, list[tuple[Verdict, int]]] = defaultdict(list)
     with (
         tempfile.TemporaryDirectory(prefix="flips-") as folder,
-        best_sandbox(loaded.assignment.preload, LEVELS["sandbox"]) as sandbox,
+        run.sandbox_for(loaded, LEVELS["sandbox"]) as sandbox,
     ):
         grader = Grader(loaded, sandbox, Path(folder))
         grader.warm_up()
@@ -129,11 +139,16 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("--regrades", type=int, default=100, help="of each submission")
     parser.add_argument("--submissions", type=int, default=20)
+    parser.add_argument("--assignment", default=NAME)
+    parser.add_argument("--only", nargs="+", default=(), metavar="KEY", help="these of its corpus, as right-reference")
     parser.add_argument("--seed", type=int, default=random.SystemRandom().randrange(1 << 32))
     parser.add_argument("--json", action="store_true", help="the figures as one object on the last line")
     arguments = parser.parse_args()
     print(f"seed {arguments.seed}")
-    figures = regrade(arguments.submissions, arguments.regrades, arguments.seed, Steps(Console(), plain=False))
+    steps = Steps(Console(), plain=False)
+    figures = regrade(
+        arguments.submissions, arguments.regrades, arguments.seed, steps, arguments.assignment, arguments.only
+    )
     for flip in figures.flips:
         print(f"! {flip}")
     print(

@@ -269,6 +269,7 @@ def main() -> int:
     parser.add_argument("--time", type=float, default=480.0, help="seconds for everything")
     parser.add_argument("--only", default="*", help="a pattern of steps: machine, 'grade NAME', record, headline")
     parser.add_argument("--wrong", type=int, default=WRONG, help="wrong submissions of each assignment")
+    parser.add_argument("--workers", type=int, default=0, help="submissions at a time in each step; as many as cores")
     parser.add_argument("--isolation", default="sandbox,process", help="tried in this order")
     parser.add_argument("--grade-time", type=float, default=200.0, help="seconds for all grades")
     parser.add_argument("--headline", default="--quick", help="more options for headline.py")
@@ -290,6 +291,7 @@ def main() -> int:
 
     def command(*words: str) -> list[str]:
         given = ["--out", str(options.out), "--wrong", str(options.wrong), "--isolation", options.isolation]
+        given += ["--workers", str(options.workers)]
         return [sys.executable, __file__, *given, "--step", *words]
 
     def go(*steps: Step) -> None:
@@ -341,7 +343,7 @@ def be_step(options: argparse.Namespace) -> int:
         elif what == "record":
             record(say, options.out)
         else:
-            workers = len(os.sched_getaffinity(0))
+            workers = options.workers or len(os.sched_getaffinity(0))
             grade(say, rest[0], options.wrong, options.isolation.split(","), workers)
     except Exception as error:
         say(error=f"{type(error).__name__}: {error}"[:1500])

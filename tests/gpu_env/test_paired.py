@@ -366,6 +366,30 @@ def test_the_fixed_cost_of_a_block_cancels() -> None:
     assert measured.ratio == pytest.approx(3.0, rel=0.003)
 
 
+def test_the_fixed_cost_of_a_block_cancels_where_blocks_have_few_calls() -> None:
+    """Two calls of 13.5 ms fill a block, and two of 9 ms; three of these last as long, so that both cost as much a call."""
+    measured = measure(sides(1.5, call_s=0.009, cost_s=0.005))
+    assert measured.calls == (2, 3)
+    assert measured.ratio == pytest.approx(1.5, rel=0.003)
+
+
+def test_either_side_may_be_started_first() -> None:
+    """Who is started first gets other memory than who comes second, so chance decides, in every generation of processes."""
+    first = []
+
+    class Told(FakeSide):
+        def fresh(self) -> None:
+            first.append(self)
+            super().fresh()
+
+    machine = sides(2.0)[0].machine
+    pair = Told(machine, 0.002), Told(machine, 0.001)
+    for seed in range(20):
+        compare(*pair, 1.5, random.Random(seed), clock=machine.clock)
+    share = sum(side is pair[0] for side in first[::2]) / len(first[::2])
+    assert 0.3 < share < 0.7
+
+
 def test_the_first_blocks_of_a_process_are_not_measured() -> None:
     """What a new process does once (lazy imports, compilation) does not count."""
     seen = {"processes": 0}
