@@ -11,11 +11,15 @@ from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
+from typing import TYPE_CHECKING
 
 from autograder.finding import Finding, Outcome
 from autograder.spec import Assignment, Check
 
-__all__ = ["Decision", "Rule", "Score", "TaskScore", "decide", "earned", "score"]
+if TYPE_CHECKING:
+    from autograder.results import Result
+
+__all__ = ["Decision", "Graded", "Rule", "Score", "TaskScore", "decide", "earned", "score"]
 
 WITHHOLDING = frozenset({Outcome.SKIPPED, Outcome.INCONCLUSIVE, Outcome.REVIEW, Outcome.BROKEN})
 
@@ -121,3 +125,20 @@ def decide(check: Check, findings: Sequence[Finding]) -> Decision:
 def outcome_counts(findings: Iterable[Finding]) -> Counter[Outcome]:
     """How many findings there are of each outcome."""
     return Counter(finding.outcome for finding in findings)
+
+
+@dataclass(frozen=True)
+class Graded:
+    """What became of a job. `result` is `None` where nothing could be judged; `problem` then says why."""
+
+    student: str
+    result: Result | None
+    score: Score | None
+    problem: str = ""
+    fresh: bool = True
+
+    @property
+    def status(self) -> str:
+        if self.score is None:
+            return "withheld"
+        return "withheld" if self.score.withheld else "graded"

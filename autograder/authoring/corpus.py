@@ -38,8 +38,8 @@ import nbformat
 from autograder import suite, temporary
 from autograder.errors import AutograderError
 from autograder.finding import Outcome
+from autograder.grade import Graded
 from autograder.manifest import BEGIN, END, HELPERS, Manifest
-from autograder.runs.grading import Graded
 from autograder.sandboxing.sandbox import Isolation, Limits, Sandbox, Worker
 from autograder.spec import Assignment
 from autograder.submission import Submission

@@ -21,7 +21,8 @@ from autograder import suite, temporary
 from autograder.authoring import corpus
 from autograder.errors import AutograderError
 from autograder.finding import Outcome
-from autograder.runs.grading import Graded, Grader, Job
+from autograder.grade import Graded
+from autograder.runs.grading import Grader, Job
 from autograder.runs.progress import Steps
 from autograder.sandboxing.sandbox import Sandbox
 

@@ -25,11 +25,10 @@ from sqlalchemy.exc import SQLAlchemyError
 from autograder import results
 from autograder.authoring import build
 from autograder.courses import course, intake
-from autograder.grade import Score
+from autograder.courses.spread import WorkFailed, spread
+from autograder.grade import Graded, Score
 from autograder.pages import feedback
 from autograder.results import Result
-from autograder.runs.grading import Graded
-from autograder.runs.spread import WorkFailed, spread
 
 if TYPE_CHECKING:
     from autograder.signing import PublicKey

@@ -30,8 +30,9 @@ from typing import TYPE_CHECKING, Any
 
 from autograder import results, suite
 from autograder.errors import AutograderError
+from autograder.grade import Graded
 from autograder.results import Result
-from autograder.runs.grading import Graded, Job, first_interrupt, graded_as, model_hashes, store
+from autograder.runs.grading import Job, first_interrupt, graded_as, model_hashes, store
 from autograder.runs.node import Judged, Line, Order, Ready, Setup
 from autograder.runs.progress import Activity
 from autograder.suite import Suite

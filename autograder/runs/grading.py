@@ -29,7 +29,7 @@ from pydantic import BaseModel
 
 from autograder import results, suite
 from autograder.finding import Finding, Outcome
-from autograder.grade import Score, score
+from autograder.grade import Graded, score
 from autograder.judging import machine, oracle
 from autograder.judging.blame import UNEXPLAINED, Blame
 from autograder.judging.judge import judge, limits_of, rehearse
@@ -46,7 +46,7 @@ from gpu_env import device, models
 if TYPE_CHECKING:
     from autograder.signing import PublicKey, SigningKey
 
-__all__ = ["Executor", "Graded", "Grader", "Inbox", "Job", "discover", "first_interrupt", "graded_as"]
+__all__ = ["Executor", "Grader", "Inbox", "Job", "discover", "first_interrupt", "graded_as"]
 __all__ += ["isolation_record", "model_hashes", "result_file", "store", "stored"]
 
 JUDGE_TRIES = 2
@@ -77,23 +77,6 @@ class Job:
     """That of an earlier run, to be replayed; a fresh one if there is none."""
     only: str | None = None
     """The only task whose checks are run, for mutants; such a result gives no grade."""
-
-
-@dataclass(frozen=True)
-class Graded:
-    """What became of a job. `result` is `None` where nothing could be judged; `problem` then says why."""
-
-    student: str
-    result: Result | None
-    score: Score | None
-    problem: str = ""
-    fresh: bool = True
-
-    @property
-    def status(self) -> str:
-        if self.score is None:
-            return "withheld"
-        return "withheld" if self.score.withheld else "graded"
 
 
 def discover(submitted: Path, name: str, manifest: Manifest, students: Iterable[str] = ()) -> list[Job]:

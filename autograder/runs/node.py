@@ -22,8 +22,9 @@ from pydantic import BaseModel, ConfigDict
 
 from autograder import results, suite
 from autograder.errors import AutograderError
+from autograder.grade import Graded
 from autograder.results import IsolationRecord
-from autograder.runs.grading import Graded, Grader, Job, isolation_record, model_hashes
+from autograder.runs.grading import Grader, Job, isolation_record, model_hashes
 from autograder.runs.progress import Activity
 from autograder.sandboxing.sandbox import SandboxUnavailable
 

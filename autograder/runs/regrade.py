@@ -26,11 +26,11 @@ from autograder import results, suite
 from autograder.courses import course, gradebook
 from autograder.courses.gradebook import Recorded
 from autograder.errors import AutograderError
+from autograder.grade import Graded
 from autograder.pages.feedback import points_text
 from autograder.reports.explain import Explained, explain_checks, shown
 from autograder.results import Result
 from autograder.runs import run
-from autograder.runs.grading import Graded
 from autograder.runs.progress import Steps
 from autograder.runs.run import CourseRun
 

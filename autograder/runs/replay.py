@@ -24,10 +24,11 @@ from autograder import results, suite, temporary
 from autograder.courses import course
 from autograder.errors import AutograderError
 from autograder.finding import Finding
+from autograder.grade import Graded
 from autograder.pages import feedback
 from autograder.results import Result
 from autograder.runs import run
-from autograder.runs.grading import Graded, Grader, Job
+from autograder.runs.grading import Grader, Job
 from autograder.runs.progress import Steps
 
 __all__ = ["Difference", "Replay", "ReplayError", "differences", "print_replay", "replay", "surroundings"]

@@ -20,11 +20,12 @@ from rich.table import Table
 
 from autograder import results, suite, temporary
 from autograder.authoring import corpus
+from autograder.grade import Graded
 from autograder.judging import oracle
 from autograder.manifest import HELPERS
 from autograder.pages.feedback import points_text
 from autograder.runs import twins
-from autograder.runs.grading import Executor, Graded, Grader, Job, discover, first_interrupt, result_file, stored
+from autograder.runs.grading import Executor, Grader, Job, discover, first_interrupt, result_file, stored
 from autograder.runs.progress import Steps
 from autograder.sandboxing import selftest
 from autograder.sandboxing.isolation import LEVELS

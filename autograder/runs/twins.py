@@ -16,8 +16,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from autograder.finding import Outcome
+from autograder.grade import Graded
 from autograder.results import Result, copy_of
-from autograder.runs.grading import Executor, Graded, Job, graded_as, store
+from autograder.runs.grading import Executor, Job, graded_as, store
 from autograder.suite import Suite
 
 if TYPE_CHECKING:

@@ -22,9 +22,8 @@ from autograder import suite
 from autograder.authoring import corpus
 from autograder.authoring.corpus import Canaries, CorpusError, Leftovers
 from autograder.finding import Finding, Outcome
-from autograder.grade import score
+from autograder.grade import Graded, score
 from autograder.judging.remote import RunningSubmission
-from autograder.runs.grading import Graded
 from autograder.sandboxing.sandbox import NamespaceSandbox, ProcessSandbox, Sandbox
 
 if TYPE_CHECKING:

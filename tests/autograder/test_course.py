@@ -30,8 +30,9 @@ from autograder import results, suite
 from autograder.authoring import build, corpus
 from autograder.authoring.corpus import Entry
 from autograder.courses import course as courses
+from autograder.grade import Graded
 from autograder.runs import grading
-from autograder.runs.grading import Graded, Grader, Job
+from autograder.runs.grading import Grader, Job
 from autograder.sandboxing.sandbox import ProcessSandbox
 
 if TYPE_CHECKING:

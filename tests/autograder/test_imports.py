@@ -123,6 +123,13 @@ def test_gpu_env_knows_nothing_of_grading() -> None:
         assert not [name for name in imported(path, "gpu_env") if within(name, "autograder")], path.name
 
 
+def test_what_enters_grades_knows_nothing_of_runs() -> None:
+    """Runs use the course's gradebook, not the other way round."""
+    for path in [path for path in MODULES if path.parts[0] == "courses"]:
+        found = imported(PACKAGE / path, "autograder.courses")
+        assert not [name for name in found if within(name, "autograder.runs")], path
+
+
 def test_only_the_command_line_is_imported_by_nobody() -> None:
     """`cli` imports everything else; nothing but the program's entry imports `cli` at run time."""
     for path in MODULES:

@@ -28,10 +28,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from autograder.finding import Outcome
+from autograder.grade import Graded
 from autograder.judging import blame, machine, remote
 from autograder.manifest import Manifest
 from autograder.runs import grading
-from autograder.runs.grading import Graded, Grader, Job
+from autograder.runs.grading import Grader, Job
 from autograder.sandboxing.isolation import Limits, Sandbox, SandboxUnavailable
 from autograder.sandboxing.sandbox import LandlockSandbox, NamespaceSandbox, ProcessSandbox, best_sandbox, probe
 from autograder.spec import Assignment, Task

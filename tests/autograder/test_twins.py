@@ -13,9 +13,10 @@ from hypothesis import strategies as st
 
 from autograder import results, suite
 from autograder.finding import Finding, Outcome
+from autograder.grade import Graded
 from autograder.results import IsolationRecord, Result
 from autograder.runs import twins
-from autograder.runs.grading import Graded, Job, graded_as
+from autograder.runs.grading import Job, graded_as
 from autograder.runs.progress import Activity
 from autograder.submission import Submission
 

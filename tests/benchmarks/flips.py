@@ -31,8 +31,9 @@ from rich.console import Console
 import autograder.cli  # noqa: F401 - sets an environment in which judges can be forked, before torch is imported
 from autograder import suite
 from autograder.authoring import corpus
+from autograder.grade import Graded
 from autograder.runs import run
-from autograder.runs.grading import Graded, Grader, Job
+from autograder.runs.grading import Grader, Job
 from autograder.runs.progress import Steps
 from autograder.sandboxing.isolation import LEVELS
 

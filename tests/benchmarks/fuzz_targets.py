@@ -36,9 +36,10 @@ from fuzz_mutate import FINDING, frame, mutate_bytes, mutate_frames, mutate_json
 
 from autograder import results, suite
 from autograder.checks import CheckFailed, SubmissionFault, SubmissionRaised, expect_close, expect_equal, show
+from autograder.grade import Graded
 from autograder.judging import remote
 from autograder.judging.remote import RunningSubmission
-from autograder.runs.grading import Graded, Grader, Job, result_file, stored
+from autograder.runs.grading import Grader, Job, result_file, stored
 from autograder.sandboxing.isolation import Limits, Worker
 from autograder.sandboxing.sandbox import InlineSandbox
 from autograder.submission import Submission

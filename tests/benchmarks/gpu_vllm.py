@@ -97,9 +97,10 @@ def grade(say: Print, name: str, wrong: int, isolations: Iterable[str], workers:
     from autograder import suite
     from autograder.authoring import corpus
     from autograder.finding import Outcome
+    from autograder.grade import Graded
     from autograder.judging import oracle
     from autograder.runs import run
-    from autograder.runs.grading import Graded, Grader, Job
+    from autograder.runs.grading import Grader, Job
     from autograder.sandboxing.sandbox import SandboxUnavailable
 
     loaded = suite.load(name)

@@ -1,6 +1,6 @@
 """Releases the slot only after answers that went well.
 
-fails: test_chat_engine_fails test_chat_leaves_at_any_time test_chat_slots
+fails: test_chat_engine_fails test_chat_leaves_at_any_time test_chat_slots test_chat_under_load
 """
 
 
