@@ -183,7 +183,7 @@ def small_llama(config: dict[str, Any], weights: dict[str, torch.Tensor] | None 
     """A Llama of transformers in fp32, with these weights, or with random ones, always the same."""
     from transformers import LlamaConfig, LlamaForCausalLM
 
-    with torch.random.fork_rng():
+    with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         model = LlamaForCausalLM(LlamaConfig(**config)).eval()
     if weights is not None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import json
+import re
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -128,6 +129,15 @@ def test_what_enters_grades_knows_nothing_of_runs() -> None:
     for path in [path for path in MODULES if path.parts[0] == "courses"]:
         found = imported(PACKAGE / path, "autograder.courses")
         assert not [name for name in found if within(name, "autograder.runs")], path
+
+
+def test_random_state_is_kept_without_a_look_at_gpus() -> None:
+    """`fork_rng` that names no devices begins to use every GPU: fatal in a judge forked from a process that used one."""
+    folders = [PACKAGE.parent / each for each in ("autograder", "gpu_env", "solutions", "tests/grading")]
+    files = [file for folder in folders for file in folder.rglob("*.py")]
+    calls = [call for file in files for call in re.findall(r"fork_rng\(.*?\)", file.read_text(encoding="utf-8"))]
+    assert calls
+    assert set(calls) == {"fork_rng(devices=[])"}
 
 
 def test_only_the_command_line_is_imported_by_nobody() -> None:

@@ -55,7 +55,7 @@ def tiny(kind: str, rng: random.Random) -> Any:
     """A model of `kind`, "Llama" or "GPT2", with random weights in fp32."""
     package = transformers()
     config = package.LlamaConfig(**LLAMA) if kind == "Llama" else package.GPT2Config(**GPT2)
-    with torch.random.fork_rng():
+    with torch.random.fork_rng(devices=[]):
         torch.manual_seed(rng.getrandbits(60))
         made = package.LlamaForCausalLM(config) if kind == "Llama" else package.GPT2LMHeadModel(config)
     return made.eval()
@@ -179,13 +179,13 @@ def smollm_prompts() -> list[Prompt]:
 
 
 def smollm_choice(rng: random.Random, many: int) -> tuple[list[list[int]], int, list[list[int]]]:
-    """Prompts, the most new tokens, and what SmolLM2 writes after each. Some texts end by themselves, some do not."""
+    """Prompts, the most new tokens, and what SmolLM2 writes after each. Some texts end before that, some do not end."""
     prompts = smollm_prompts()
     while True:
         chosen, most = rng.sample(prompts, many), rng.randint(NEW - 3, NEW)
         chosen.sort(key=lambda prompt: prompt.text[-1] != EOS)  # the longer ones first
         texts = [prompt.text[:most] for prompt in chosen]
-        if 0 < sum(text[-1] == EOS for text in texts) < many:
+        if any(len(text) < most for text in texts) and any(text[-1] != EOS for text in texts):
             return [prompt.tokens for prompt in chosen], most, texts
 
 

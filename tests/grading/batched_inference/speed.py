@@ -19,7 +19,7 @@ BATCH, SHORTEST, LONGEST, AFTER_SHORT = 8, 12, 16, 8
 
 def make(config):
     """A Llama in fp32, the same in every process."""
-    with torch.random.fork_rng():
+    with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         return LlamaForCausalLM(LlamaConfig(**config)).eval()
 

@@ -19,7 +19,7 @@ GAMMA, NEW_TOKENS = 4, 24
 
 def make_pair():
     """Target and draft, in fp32."""
-    with torch.random.fork_rng():
+    with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         target = LlamaForCausalLM(LlamaConfig(**SHAPE, num_hidden_layers=DRAFT_LAYERS + ADDED_LAYERS)).eval()
         draft = LlamaForCausalLM(LlamaConfig(**SHAPE, num_hidden_layers=DRAFT_LAYERS)).eval()

@@ -372,7 +372,7 @@ def transformers() -> Any:
 def llama(rng: random.Random, *, like: Any = None, noise: float = 0.0) -> Any:
     """A small Llama with random weights in fp32; `like` another one, but for relative noise on its weights."""
     package = transformers()
-    with torch.random.fork_rng():
+    with torch.random.fork_rng(devices=[]):
         torch.manual_seed(rng.getrandbits(60))
         model = package.LlamaForCausalLM(package.LlamaConfig(**LLAMA, initializer_range=0.15)).eval()
         if like is not None:
