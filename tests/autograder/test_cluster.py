@@ -26,6 +26,7 @@ pytest.importorskip("ray", reason="Ray is not installed: pip install 'inference-
 
 NAP = "import time\ndef double(n):\n    time.sleep(0.5)\n    return n + n"
 ANSWERS = {
+    "a_nap": {"double": NAP},
     "right": {},
     "wrong": {"double": "def double(n): return n"},
     "big": {"double": "def double(n): return 2 * n if n < 99 else 0"},
@@ -39,7 +40,9 @@ ANSWERS = {
     "threads": {"layers": "import os\ndef layers(n): return [v for k, v in os.environ.items() if 'THREADS' in k]"},
     "argv": {"layers": "import os, sys\ndef layers(n): return sorted(os.environ), sys.flags.safe_path"},
 }
-"""Twelve submissions, some of which would notice if a node's worker were not like a local one."""
+"""Submissions, some of which would notice if a node's worker were not like a local one. The first that is judged takes long
+enough for another node to come.
+"""
 
 LOCALLY = """
 import json, sys
@@ -134,7 +137,7 @@ def nodes(tiny: Course) -> Iterator[Nodes]:
 
 
 def test_two_nodes_find_what_this_machine_finds(nodes: Nodes, course: Course) -> None:
-    """Twelve submissions judged on two nodes have, for the same seeds, the results of a local run but for times."""
+    """Submissions judged on two nodes have, for the same seeds, the results of a local run but for times."""
     for student, answers in ANSWERS.items():
         course.solve(student, **answers)
     ran = nodes.grade(course, "--force")
